@@ -1,0 +1,200 @@
+//! The words in which the engine is asked and answers: plain data, no behaviour.
+//!
+//! Sizes are bytes unless the name ends in `_clusters`. A lvol's id is its UUID; its alias is `lvstore/name`.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Longest name of a lvstore or lvol, in bytes (format section 9.1).
+pub const NAME_MAX: usize = 63;
+
+/// How an engine is started.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Data threads. Each owns an io_uring.
+    pub shards: usize,
+    /// Upper bound of resident map leaves, in bytes, over all stores.
+    pub map_limit_bytes: u64,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig { shards: 2, map_limit_bytes: 128 << 20 }
+    }
+}
+
+/// `lvstore create`.
+#[derive(Clone, Debug)]
+pub struct CreateStore {
+    /// Make a sparse file of that many bytes first (a file that exists already is refused unless `force`).
+    pub file_size: Option<u64>,
+    pub name: String,
+    /// Bytes; a power of two from 4 KiB to 1 GiB. `None`: the measured default.
+    pub cluster_size: Option<u32>,
+    /// Room for growth is sized for a device of that many bytes. `None`: four times the device.
+    pub max_size: Option<u64>,
+    /// Bytes of a logical block of the lvols (512 or 4096). `None`: the device's, 4096 for a file.
+    pub block_size: Option<u32>,
+    /// Format even if the device is not blank.
+    pub force: bool,
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenStore {
+    /// Nothing is written, whatever is asked later.
+    pub read_only: bool,
+}
+
+/// What a lvol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LvolKind {
+    /// Writable, without a parent.
+    Lvol,
+    /// Read-only.
+    Snapshot,
+    /// Writable child of a snapshot of the same store.
+    Clone,
+    /// Child of a snapshot outside the store.
+    EsnapClone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LvolState {
+    Ok,
+    /// Its external parent cannot be reached.
+    Degraded,
+    Hydrating,
+    /// A deleted snapshot that something still reads.
+    Hidden,
+    /// Its metadata does not check out; see `check`. Not opened.
+    Damaged,
+}
+
+/// A lvol, as `lvol ls -o json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct LvolInfo {
+    pub uuid: Uuid,
+    pub name: String,
+    /// `lvstore/name`
+    pub alias: String,
+    pub lvstore: String,
+    pub size: u64,
+    pub block_size: u32,
+    pub num_blocks: u64,
+    pub cluster_size: u32,
+    pub thin: bool,
+    pub kind: LvolKind,
+    /// UUID of the parent: a snapshot of the store, or the external snapshot.
+    pub parent: Option<Uuid>,
+    /// UUIDs of the children, hidden ones not included.
+    pub children: Vec<Uuid>,
+    /// Clusters that belong to this lvol alone.
+    pub allocated_clusters: u64,
+    pub state: LvolState,
+    /// Why `state` is not `ok`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub exports: Vec<String>,
+    /// Extra attributes kept in the metadata (`name` and `uuid` not included). Values are UTF-8 text.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// A lvstore, as `lvstore show -o json` prints it. `total_clusters` = metadata + allocated + reserved + quarantined + free.
+#[derive(Clone, Debug, Serialize)]
+pub struct StoreInfo {
+    pub uuid: Uuid,
+    pub name: String,
+    pub path: String,
+    /// Bytes of the device that the store covers.
+    pub size: u64,
+    pub cluster_size: u32,
+    pub block_size: u32,
+    pub total_clusters: u64,
+    /// Clusters of the metadata region and of the private system area.
+    pub metadata_clusters: u64,
+    pub allocated_clusters: u64,
+    /// Set aside for thick lvols.
+    pub reserved_clusters: u64,
+    /// Freed, not reusable yet.
+    pub quarantined_clusters: u64,
+    /// Free for thin lvols.
+    pub free_clusters: u64,
+    pub metadata_pages: u64,
+    pub free_metadata_pages: u64,
+    /// Largest size that `grow` can reach, bytes.
+    pub max_size: u64,
+    pub lvols: u64,
+    pub snapshots: u64,
+    /// Bytes held by hidden snapshots.
+    pub hidden_bytes: u64,
+    /// `LVOLSTORE` or `COPPICE`: as it is on the device now.
+    pub bstype: String,
+    pub clean: bool,
+    pub read_only: bool,
+    /// SPDK would open the store as it is now.
+    pub spdk_readable: bool,
+    /// What has to be finished first, if not.
+    pub seal_work: Vec<String>,
+    /// Set when the device failed a flush or a journal write: reopen the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+/// `lvol create`.
+#[derive(Clone, Debug, Default)]
+pub struct CreateLvol {
+    pub name: String,
+    /// `None`: a random one.
+    pub uuid: Option<Uuid>,
+    /// Rounded up to whole clusters.
+    pub size: u64,
+    pub thick: bool,
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// `lvol snapshot`: one lvol, or several lvols of one store at one instant.
+#[derive(Clone, Debug)]
+pub struct CreateSnapshot {
+    pub lvol: Uuid,
+    pub name: String,
+    pub uuid: Option<Uuid>,
+    pub attributes: BTreeMap<String, String>,
+    /// Born hidden: not listed, reclaimed when its last clone goes (for volume-to-volume clones).
+    pub hidden: bool,
+}
+
+/// `lvol clone`.
+#[derive(Clone, Debug)]
+pub struct CreateClone {
+    pub snapshot: Uuid,
+    pub name: String,
+    pub uuid: Option<Uuid>,
+    /// At least the snapshot's size; `None`: the same. Rounded up to whole clusters.
+    pub size: Option<u64>,
+    pub thick: bool,
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// What `check` found; an empty list means that every invariant holds.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable identifier, e.g. `page-crc`, `cluster-owned-twice`, `parent-missing`.
+    pub kind: String,
+    /// The lvol concerned, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lvol: Option<String>,
+    /// A sentence that says what is wrong and where.
+    pub message: String,
+}
+
+/// Progress of long work: `done` of `total` units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+}

@@ -1,0 +1,21 @@
+//! The block engine of Coppice: lvstores on files and block devices, thick and thin lvols, snapshots, clones.
+//!
+//! It knows nothing of gRPC and Kubernetes. The folders, from the bytes up:
+//!
+//! * `format`: bytes on disk, pure.
+//! * `sys`: the only `unsafe`: ring, buffers, ioctls.
+//! * `shard`: data threads: executor, completions, and the one seam for clock, randomness, hand-off and device.
+//! * `device`: what a store lies on.
+//! * `store`: lvstore: map, allocator, journal, load and recovery, check.
+//! * `lvol`: volume semantics: I/O, copy on write, the tree.
+//! * `export`: how a lvol becomes a block device.
+//! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
+
+pub mod api;
+pub mod error;
+pub mod format;
+mod handle;
+
+pub use api::*;
+pub use error::{Error, ErrorKind, Result};
+pub use handle::{Engine, Export, Store, remove_dead_exports};
