@@ -12,9 +12,14 @@
 //! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
 
 pub mod api;
+pub mod device;
 pub mod error;
+pub mod export;
 pub mod format;
 mod handle;
+pub mod shard;
+pub mod sim;
+pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
