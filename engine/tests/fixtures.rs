@@ -106,7 +106,9 @@ fn verify(fixture: &Fixture) -> Result<Reader> {
         let reader = &reader;
         let verify = |facts| scope.spawn(move || verify_lvol(reader, facts));
         let threads: Vec<_> = expected.iter().map(verify).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     Ok(reader)
 }

@@ -192,7 +192,7 @@ pub struct Mask {
     pub bits: u32,
     /// Bits below `bits`.
     pub set: BTreeSet<u32>,
-    /// Something follows the last counted bit inside the area.
+    /// Nothing is set between the last counted bit and the end of the area.
     pub tail_zero: bool,
 }
 

@@ -212,7 +212,9 @@ impl Reader {
         let Parent::Snapshot(parent_id) = blob.parent() else { return };
         match self.store.blobs.get(&parent_id) {
             None => verdict.error("parent.missing", at(&format!("{parent_id:#x}"))),
-            Some(_) if parent_id == self.store.sb.super_blob => verdict.error("parent.missing", at("is the super blob")),
+            Some(_) if parent_id == self.store.sb.super_blob => {
+                verdict.error("parent.missing", at("is the super blob"))
+            }
             Some(parent) => verdict.require(parent.flags.data_ro & READ_ONLY != 0, "parent.not-read-only", || {
                 at(&format!("{parent_id:#x} is writable"))
             }),
@@ -277,14 +279,15 @@ impl Reader {
     /// Clusters that the metadata takes or a blob maps. No cluster may serve twice.
     fn check_clusters(&self, verdict: &mut Verdict) -> BTreeSet<u32> {
         let geometry = &self.store.geometry;
-        let mut owners: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let mut owners: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
         for blob in self.store.blobs.values() {
             for (at, cluster) in &blob.map {
-                if let Some((other, place)) = owners.insert(*cluster, (blob.id, *at)) {
-                    let text = format!("{cluster} is {other:#x}'s {place} and {:#x}'s {at}", blob.id);
-                    verdict.error("map.shared", text);
-                }
+                owners.entry(*cluster).or_default().push((blob.id, *at));
             }
+        }
+        for (cluster, places) in owners.iter().filter(|(_, places)| places.len() > 1) {
+            let places: Vec<_> = places.iter().take(8).map(|(id, at)| format!("{id:#x}'s {at}")).collect();
+            verdict.error("map.shared", format!("{cluster} is {}", places.join(", ")));
         }
         let entries: u64 = self.store.blobs.values().map(|blob| blob.entries).sum();
         let room = geometry.total_clusters - geometry.md_clusters;

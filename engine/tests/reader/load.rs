@@ -3,8 +3,8 @@
 
 use super::blob::{Blob, Harm, Pages, Parent};
 use super::bytes::{
-    Area, BLOB_ID_HIGH, BLOB_ID_NONE, Geometry, MASK_BLOB_IDS, MASK_CLUSTERS, MASK_PAGES, Mask, PAGE_BYTES, Page, Super,
-    is_uuid_text,
+    Area, BLOB_ID_HIGH, BLOB_ID_NONE, Geometry, MASK_BLOB_IDS, MASK_CLUSTERS, MASK_PAGES, Mask, PAGE_BYTES, Page,
+    Super, is_uuid_text,
 };
 use super::image::Image;
 use anyhow::{Context, Result};
@@ -187,7 +187,7 @@ impl Store {
                 if !blob.xattr(false, "uuid").is_some_and(valid_uuid) {
                     failures.push("super-blob: no valid uuid".into());
                 }
-                if !blob.xattr(false, "name").is_some_and(|name| name.len() <= 64) {
+                if blob.xattr(false, "name").is_none_or(|name| name.len() > 64) {
                     failures.push("super-blob: no valid name".into());
                 }
             }
@@ -236,7 +236,7 @@ fn read_pages(image: &Image, sb: &Super, geometry: &Geometry) -> Result<(BTreeMa
             for (index, bytes) in (first..).zip(piece.chunks_exact(usize::try_from(geometry.page_size)?)) {
                 match Page::parse(bytes) {
                     Some(page) => _ = valid.insert(index, page),
-                    None if bytes.iter().take(PAGE_BYTES).all(|&b| b == 0) => (),
+                    None if bytes.get(..PAGE_BYTES) == Some(&[0; PAGE_BYTES]) => (),
                     None => _ = broken.insert(index),
                 }
             }

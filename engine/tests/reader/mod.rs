@@ -118,8 +118,13 @@ impl Reader {
         let (sb, geometry) = (&self.store.sb, &self.store.geometry);
         let blob = self.store.blobs.get(&sb.super_blob);
         let text = |name| blob.and_then(|b| b.xattr(false, name)).map(text_of).unwrap_or_default();
-        let mapped: std::collections::BTreeSet<u32> =
-            self.store.listed.keys().filter_map(|id| self.store.blobs.get(id)).flat_map(|b| b.map.values().copied()).collect();
+        let mapped: std::collections::BTreeSet<u32> = self
+            .store
+            .listed
+            .keys()
+            .filter_map(|id| self.store.blobs.get(id))
+            .flat_map(|b| b.map.values().copied())
+            .collect();
         let data_clusters = u64::from(geometry.total_clusters - geometry.md_clusters);
         StoreView {
             name: text("name"),
