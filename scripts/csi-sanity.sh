@@ -90,7 +90,6 @@ run_one() {
         >"$logs/csi-sanity.log" 2>&1 </dev/null || status=$?
     if ((status != 0)); then
         # Only what failed: the whole is in the log.
-        sed -n '/^Summarizing/,$p' "$logs/csi-sanity.log"
         jq -r '.[].SpecReports[] | select(.State | IN("failed", "panicked", "timedout", "interrupted", "aborted"))
             | "FAILED \(.ContainerHierarchyTexts + [.LeafNodeText] | join(" "))\n    \(.Failure.Message)"' "$logs/report.json" || true
         say "csi-sanity $provisioning $access: exit code $status; end of the driver's log:"
