@@ -17,8 +17,10 @@ pub mod error;
 pub mod export;
 pub mod format;
 mod handle;
+pub mod lvol;
 pub mod shard;
 pub mod sim;
+pub mod store;
 pub mod sys;
 
 pub use api::*;

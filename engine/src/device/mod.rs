@@ -70,6 +70,13 @@ impl Device {
         Ok(self.size())
     }
 
+    /// Ends the lock before the last clone is gone. All I/O must have completed.
+    pub fn unlock(&self) {
+        if let Source::File(fd) = &self.0.source {
+            let _ = rustix::fs::flock(fd.as_ref(), rustix::fs::FlockOperation::Unlock);
+        }
+    }
+
     /// For the simulator: the disk was made larger.
     pub fn set_simulated_size(&self, size: u64) {
         self.0.size.store(size, Ordering::Relaxed);

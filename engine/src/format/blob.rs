@@ -306,6 +306,24 @@ pub fn parse_chain<T: AsRef<[u8]>>(id: u64, pages: &[T], max_eps: u64) -> Result
     chain.finish(id)
 }
 
+/// What the root of a blob whose chain is broken still says: flags and xattrs as far as they can be read.
+pub fn parse_xattrs_of_root(page: &[u8]) -> Option<BlobMeta> {
+    let (header, area) = parse_page(page).ok()?;
+    let mut chain = Chain::default();
+    for descriptor in descriptors(area) {
+        let Ok(descriptor) = descriptor else { break };
+        let taken = match descriptor.kind {
+            desc::FLAGS => chain.flags(&descriptor),
+            desc::XATTR | desc::XATTR_INTERNAL => chain.xattr(&descriptor),
+            _ => Ok(()),
+        };
+        if taken.is_err() {
+            break;
+        }
+    }
+    Some(BlobMeta { id: header.id, flags: chain.flags?, xattrs: chain.xattrs, extents: Extents::table(0) })
+}
+
 fn check_link(id: u64, n: usize, last: bool, header: PageHeader) -> Result<(), FormatError> {
     if header.id != id {
         return Err(FormatError::field("owner of a chain page", header.id, "it belongs to another blob"));

@@ -66,3 +66,51 @@ impl<T: Clone> Once<T> {
         .await
     }
 }
+
+/// A value that one task at a time may hold across waits.
+pub struct AsyncMutex<T>(Mutex<(Option<T>, WaitList)>);
+
+impl<T> AsyncMutex<T> {
+    pub fn new(value: T) -> Self {
+        AsyncMutex(Mutex::new((Some(value), WaitList::default())))
+    }
+
+    pub async fn acquire(&self) -> AsyncGuard<'_, T> {
+        let value = wait_until(&self.0, |(value, list), cx| match value.take() {
+            Some(v) => Poll::Ready(v),
+            None => {
+                list.register(cx);
+                Poll::Pending
+            }
+        })
+        .await;
+        AsyncGuard { mutex: self, value: Some(value) }
+    }
+}
+
+/// Gives the value back when it is dropped.
+pub struct AsyncGuard<'a, T> {
+    mutex: &'a AsyncMutex<T>,
+    value: Option<T>,
+}
+
+impl<T> std::ops::Deref for AsyncGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("present until drop")
+    }
+}
+
+impl<T> std::ops::DerefMut for AsyncGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().expect("present until drop")
+    }
+}
+
+impl<T> Drop for AsyncGuard<'_, T> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.mutex.0);
+        state.0 = self.value.take();
+        state.1.wake_all();
+    }
+}

@@ -104,39 +104,9 @@ fn run(shard: &Shard) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt;
+    use crate::shard::block_on;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
-
-    fn wait<T>(f: impl Future<Output = T>) -> T {
-        let (tx, rx) = mpsc::channel();
-        let mut f = Box::pin(f);
-        struct Poke(mpsc::Sender<()>);
-        impl std::task::Wake for Poke {
-            fn wake(self: Arc<Self>) {
-                let _ = self.0.send(());
-            }
-        }
-        let waker = std::task::Waker::from(Arc::new(Poke(tx)));
-        loop {
-            if let Some(value) = f.poll_unpin(&mut std::task::Context::from_waker(&waker)).is_ready_value() {
-                return value;
-            }
-            rx.recv().expect("woken");
-        }
-    }
-
-    trait IsReadyValue<T> {
-        fn is_ready_value(self) -> Option<T>;
-    }
-    impl<T> IsReadyValue<T> for std::task::Poll<T> {
-        fn is_ready_value(self) -> Option<T> {
-            match self {
-                std::task::Poll::Ready(v) => Some(v),
-                std::task::Poll::Pending => None,
-            }
-        }
-    }
 
     #[test]
     fn calls_cross_threads_and_timers_fire() {
@@ -144,7 +114,7 @@ mod tests {
         let [a, b] = threads.handles() else { panic!("two shards") };
         let (b2, hits) = (b.clone(), Arc::new(AtomicU32::new(0)));
         let seen = hits.clone();
-        let answer = wait(a.call(move |shard| async move {
+        let answer = block_on(a.call(move |shard| async move {
             shard.sleep(Duration::from_millis(5)).await;
             let there = b2.call(|other| async move { Ok(other.id()) }).await?;
             seen.fetch_add(1, Ordering::SeqCst);
@@ -162,7 +132,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let fd = Arc::new(std::os::fd::OwnedFd::from(file));
         let threads = ShardThreads::start(1).expect("start");
-        let result = wait(threads.handles()[0].call(move |shard| async move {
+        let result = block_on(threads.handles()[0].call(move |shard| async move {
             let port = Port { shard: shard.clone(), target: Target::file(fd) };
             let buf = shard.buf(8192);
             for i in 0..8u8 {
