@@ -294,7 +294,9 @@ impl Handle {
         while at < size {
             let n = WINDOW.min(size - at);
             let (a, b) = (from.clamp(at, at + n), to.clamp(at, at + n));
-            if b - a == n && let Source::Buf(_) = source {
+            if b - a == n
+                && let Source::Buf(_) = source
+            {
                 let part = source.slice((skip + a - from) as usize, n as usize);
                 self.write_device(place + at, n, &part, false).await?;
             } else if base.is_none() && (a == b || matches!(source, Source::Zero)) {

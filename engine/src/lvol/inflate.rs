@@ -2,8 +2,8 @@
 //!
 //! Cluster by cluster while I/O goes on; cut off at any point, what was copied stays and nothing that is read changes.
 
-use super::io::{LvolIo, Seen};
 use super::Lvol;
+use super::io::{LvolIo, Seen};
 use crate::api::{LvolInfo, Progress};
 use crate::error::{Result, err};
 use crate::format::page::blob_id;
@@ -100,26 +100,28 @@ impl Lvstore {
             }
         }
         self.batch_room(8).await?;
-        let mut core = lock(&self.core);
-        core.may_change()?;
-        let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
-        let grandparent = if all { None } else { core.record(parent)?.parent };
-        let id = match grandparent {
-            Some(g) => Some(blob_id(core.record(g)?.root())),
-            None => None,
+        let (parent, grandparent) = {
+            let mut core = lock(&self.core);
+            core.may_change()?;
+            let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
+            let grandparent = if all { None } else { core.record(parent)?.parent };
+            let id = match grandparent {
+                Some(g) => Some(blob_id(core.record(g)?.root())),
+                None => None,
+            };
+            core.update_meta(lid, |meta| {
+                meta.set_snapshot_parent(id);
+                Ok(())
+            })?;
+            core.record_mut(lid)?.parent = grandparent;
+            if let Ok(p) = core.record_mut(parent) {
+                p.children.remove(&lid);
+            }
+            if let Some(g) = grandparent {
+                core.record_mut(g)?.children.insert(lid);
+            }
+            (parent, grandparent)
         };
-        core.update_meta(lid, |meta| {
-            meta.set_snapshot_parent(id);
-            Ok(())
-        })?;
-        core.record_mut(lid)?.parent = grandparent;
-        if let Ok(p) = core.record_mut(parent) {
-            p.children.remove(&lid);
-        }
-        if let Some(g) = grandparent {
-            core.record_mut(g)?.children.insert(lid);
-        }
-        drop(core);
         if grandparent.is_none() {
             // Nothing is left that a zero mark could hide.
             self.drop_zero_marks(shard, &lvol).await?;
@@ -154,7 +156,8 @@ impl Lvstore {
                 if seen.mine || seen.entry == Entry::NONE {
                     continue;
                 }
-                let from_parent = parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).is_some_and(|s| s.mine);
+                let from_parent =
+                    parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).is_some_and(|s| s.mine);
                 if !all && !from_parent {
                     continue;
                 }

@@ -147,7 +147,7 @@ impl Core {
         if !snapshot.hot.map.load().has_leaf(n) {
             return Ok(Next::Load(snapshot.hot.clone(), first));
         }
-        let inside_child = n < child.hot.map.load().len();
+        let inside_child = n < child.hot.map.load().slots();
         if inside_child && !child.hot.map.load().has_leaf(n) {
             return Ok(Next::Load(child.hot.clone(), first));
         }

@@ -29,13 +29,21 @@ impl Lvstore {
                 return Err(err!(NotFound, "lvol {uuid} was deleted"));
             }
             if r.is_snapshot() {
-                return Err(err!(ReadOnly, "{} is a snapshot: its size is fixed; clone it with a larger size", r.name()));
+                return Err(err!(
+                    ReadOnly,
+                    "{} is a snapshot: its size is fixed; clone it with a larger size",
+                    r.name()
+                ));
             }
             if size == 0 {
                 return Err(err!(Invalid, "lvol {}: the size must not be 0", r.name()));
             }
             if matches!(r.meta.extents, Extents::Rle(_)) {
-                return Err(err!(Unsupported, "lvol {} was made by an old SPDK without extent table: copy it", r.name()));
+                return Err(err!(
+                    Unsupported,
+                    "lvol {} was made by an old SPDK without extent table: copy it",
+                    r.name()
+                ));
             }
             if new < r.clusters() && r.hot.is_open() {
                 return Err(err!(Busy, "lvol {} is in use and can only grow; stop its export to shrink it", r.name()));
@@ -232,7 +240,11 @@ impl Core {
             let slot = (first / LEAF_CLUSTERS) as usize;
             let hot = self.record(lid)?.hot.clone();
             if !hot.map.load().has_leaf(slot) {
-                let base = self.record(lid)?.parent.and_then(|p| self.records.get(&p)).and_then(|p| p.hot.map.load().leaf(slot));
+                let base = self
+                    .record(lid)?
+                    .parent
+                    .and_then(|p| self.records.get(&p))
+                    .and_then(|p| p.hot.map.load().leaf(slot));
                 let (start, token) = (slot as u64 * LEAF_CLUSTERS, hot.token());
                 let leaf = Leaf::new(token, |n| match &base {
                     Some(base) if start + (n as u64) < new => base.get(n).inherited(),

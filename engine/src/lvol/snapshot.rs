@@ -10,8 +10,8 @@
 //! I/O planned before the swap writes into clusters that are the snapshot's now. It belongs to the snapshot: the call
 //! answers only when it has completed, and until then copies on write of the origin wait (`gate_closed`).
 
-use super::tree::{kept_flags, set_attribute};
 use super::Lvol;
+use super::tree::{kept_flags, set_attribute};
 use crate::api::{CreateSnapshot, LvolInfo};
 use crate::error::{Result, err};
 use crate::format::page::blob_id;
@@ -128,7 +128,11 @@ impl Core {
                 return Err(err!(WrongKind, "{} is a snapshot already: clone it instead", r.name()));
             }
             if matches!(r.meta.extents, crate::format::Extents::Rle(_)) {
-                return Err(err!(Unsupported, "lvol {} was made by an old SPDK without extent table: copy it", r.name()));
+                return Err(err!(
+                    Unsupported,
+                    "lvol {} was made by an old SPDK without extent table: copy it",
+                    r.name()
+                ));
             }
             if lids.contains(&lid) || how[..n].iter().any(|o| o.name == h.name) {
                 return Err(err!(Invalid, "a lvol or a name is given twice"));

@@ -41,7 +41,8 @@ impl Core {
         let cluster = u64::from(self.geo.cluster_size);
         let clusters = size.div_ceil(cluster);
         // One extent page per 512 clusters must be possible, and its table too.
-        if clusters > MAX_CLUSTERS_PER_BLOB || clusters.checked_mul(cluster).is_none_or(|bytes| bytes > i64::MAX as u64) {
+        if clusters > MAX_CLUSTERS_PER_BLOB || clusters.checked_mul(cluster).is_none_or(|bytes| bytes > i64::MAX as u64)
+        {
             return Err(err!(
                 Invalid,
                 "{size} bytes are too large for a lvol of this store (at most {} bytes)",

@@ -50,12 +50,15 @@ impl Lvstore {
             leaked(&mut findings, "cluster", disk.core.clusters.used_bits(), core.clusters.used_bits());
             leaked(&mut findings, "metadata page", disk.core.pages.used_bits(), core.pages.used_bits());
             for (uuid, lid) in &core.by_uuid {
-                let (Some(r), Some(d)) = (
-                    core.records.get(lid),
-                    disk.core.by_uuid.get(uuid).and_then(|l| disk.core.records.get(l)),
-                ) else {
+                let (Some(r), Some(d)) =
+                    (core.records.get(lid), disk.core.by_uuid.get(uuid).and_then(|l| disk.core.records.get(l)))
+                else {
                     let name = core.records.get(lid).map(|r| r.name());
-                    findings.push(finding("lvol-missing", name.as_deref(), format!("lvol {uuid} is not on the device")));
+                    findings.push(finding(
+                        "lvol-missing",
+                        name.as_deref(),
+                        format!("lvol {uuid} is not on the device"),
+                    ));
                     continue;
                 };
                 if r.damaged.is_none() && (r.own, r.zero_marks) != (d.own, d.zero_marks) {
@@ -77,7 +80,8 @@ impl Lvstore {
 fn missing(findings: &mut Vec<Finding>, what: &str, disk: &Bits, memory: &Bits) {
     let lost: Vec<u32> = disk.iter().filter(|n| !memory.get(*n)).collect();
     if let Some(first) = lost.first() {
-        let message = format!("{} {what}s are owned on the device and free in memory, the first is {first}", lost.len());
+        let message =
+            format!("{} {what}s are owned on the device and free in memory, the first is {first}", lost.len());
         findings.push(finding("not-in-use", None, message));
     }
 }

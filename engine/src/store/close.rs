@@ -112,7 +112,13 @@ impl Lvstore {
             let core = lock(&self.core);
             let generation = core.super_block.private()?.map_or(1, |p| p.generation + 1);
             let plain = seal_work(&core).is_empty();
-            (plain, core.system_pages.first().copied(), core.masks_without_system(), core.super_block.clone(), generation)
+            (
+                plain,
+                core.system_pages.first().copied(),
+                core.masks_without_system(),
+                core.super_block.clone(),
+                generation,
+            )
         };
         if !plain {
             return Ok(());

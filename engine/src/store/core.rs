@@ -456,7 +456,8 @@ impl Core {
 
     /// Pages that the next cut would hold, at most.
     pub fn pending_pages(&self) -> usize {
-        let records: usize = self.batch.dirty.iter().filter_map(|l| self.records.get(l)).map(Record::changed_pages).sum();
+        let records: usize =
+            self.batch.dirty.iter().filter_map(|l| self.records.get(l)).map(Record::changed_pages).sum();
         records + self.batch.dead_roots.len() + self.batch.extra.len()
     }
 

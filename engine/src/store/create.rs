@@ -101,9 +101,7 @@ impl Lvstore {
     /// True for a device on which an earlier `create` was cut off, and nothing else is.
     pub async fn creation_was_interrupted(shard: &Shard, device: &Device) -> Result<bool> {
         match read_super(&device.port(shard), device).await {
-            Ok(found) => {
-                Ok(matches!(found.block.private(), Ok(Some(p)) if p.state == PrivateState::Creating))
-            }
+            Ok(found) => Ok(matches!(found.block.private(), Ok(Some(p)) if p.state == PrivateState::Creating)),
             Err(e) if e.kind() == ErrorKind::Io => Err(e),
             Err(_) => Ok(false),
         }

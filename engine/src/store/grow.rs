@@ -20,7 +20,11 @@ impl Lvstore {
         let size = device_size - device_size % u64::from(now.io_unit);
         let total = size / u64::from(now.cluster_size);
         if size < now.size {
-            return Err(err!(Invalid, "the device has {size} bytes, fewer than the store ({}); restore it first", now.size));
+            return Err(err!(
+                Invalid,
+                "the device has {size} bytes, fewer than the store ({}); restore it first",
+                now.size
+            ));
         }
         if total <= u64::from(now.total_clusters) {
             return Ok(self.info());

@@ -8,8 +8,8 @@ use crate::format::{Extents, PAGE_SIZE, extent_page};
 use crate::lvol::Lvol;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 enum Step {
@@ -17,7 +17,10 @@ enum Step {
     /// A leaf was put in place; look again.
     Again,
     /// Read this page, for extent `ep` of `lid`.
-    Read { lid: Lid, page: u32 },
+    Read {
+        lid: Lid,
+        page: u32,
+    },
 }
 
 impl Lvstore {
@@ -79,14 +82,14 @@ impl Core {
                 return Err(err!(Corrupt, "lvol {} is damaged: {why}", r.name()));
             }
             match r.parent.and_then(|p| self.records.get(&p)) {
-                Some(parent) if slot < parent.hot.map.load().len() && !parent.hot.map.load().has_leaf(slot) => {
+                Some(parent) if slot < parent.hot.map.load().slots() && !parent.hot.map.load().has_leaf(slot) => {
                     at = parent.hot.lid;
                 }
                 _ => break,
             }
         }
         let r = self.record(at)?;
-        if slot >= r.hot.map.load().len() {
+        if slot >= r.hot.map.load().slots() {
             return Err(err!(OutOfRange, "lvol {}: beyond its end", r.name()));
         }
         let page = r.eps().get(slot).copied().unwrap_or(0);
@@ -104,7 +107,7 @@ impl Core {
     fn still_needs(&self, lid: Lid, slot: usize, page: u32) -> bool {
         let Some(r) = self.records.get(&lid) else { return false };
         let parent_ready = match r.parent.and_then(|p| self.records.get(&p)) {
-            Some(p) => slot >= p.hot.map.load().len() || p.hot.map.load().has_leaf(slot),
+            Some(p) => slot >= p.hot.map.load().slots() || p.hot.map.load().has_leaf(slot),
             None => true,
         };
         !r.hot.map.load().has_leaf(slot)
@@ -161,11 +164,11 @@ impl Core {
     /// device is older than they are.
     fn evict(&mut self, target: u64) {
         let maps: Vec<_> = self.records.values().map(|r| (r.hot.map.load_full(), r.hot.clone())).collect();
-        let count = |map: &Map| (0..map.len()).filter(|s| map.has_leaf(*s)).count() as u64;
+        let count = |map: &Map| (0..map.slots()).filter(|s| map.has_leaf(*s)).count() as u64;
         let mut resident: u64 = maps.iter().map(|(map, _)| count(map)).sum();
         for (map, lvol) in maps {
             let clean = lvol.dirty_batch.load(Ordering::Acquire) <= self.durable_batch;
-            for slot in (0..map.len()).filter(|_| clean) {
+            for slot in (0..map.slots()).filter(|_| clean) {
                 if resident <= target {
                     break;
                 }

@@ -104,7 +104,10 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
     match private.as_ref().filter(|p| ours && p.state == PrivateState::InUse) {
         Some(p) => {
             let runs: Vec<_> = p.extents.iter().map(|e| (e.start_cluster, e.clusters)).collect();
-            if runs.iter().any(|(s, n)| *s < geo.md_clusters || u64::from(*s) + u64::from(*n) > geo.total_clusters.into()) {
+            if runs
+                .iter()
+                .any(|(s, n)| *s < geo.md_clusters || u64::from(*s) + u64::from(*n) > geo.total_clusters.into())
+            {
                 return Err(err!(Corrupt, "{shown}: the system area lies outside the data clusters"));
             }
             let mut journal = SystemArea::new(&runs, geo.cluster_size, Uuid::from_bytes(p.store_uuid), 0);
@@ -398,7 +401,11 @@ impl Loader<'_> {
                 } else if !self.use_page(page) {
                     self.damage(lid, "page-used-twice", format!("extent page {page} is also used by something else"));
                     if let Some(&(other, _)) = self.eps.get(&page) {
-                        self.damage(other, "page-used-twice", format!("extent page {page} is also used by another lvol"));
+                        self.damage(
+                            other,
+                            "page-used-twice",
+                            format!("extent page {page} is also used by another lvol"),
+                        );
                     }
                 } else {
                     self.eps.insert(page, (lid, ep));
@@ -431,7 +438,11 @@ impl Loader<'_> {
                 match *value {
                     0 => {
                         if !r.meta.flags.is_thin() {
-                            problems.push((lid, "thick-hole", format!("cluster {n} of extent {ep} is not allocated, and the lvol is not thin")));
+                            problems.push((
+                                lid,
+                                "thick-hole",
+                                format!("cluster {n} of extent {ep} is not allocated, and the lvol is not thin"),
+                            ));
                         }
                     }
                     ZERO_MARK if r.meta.flags.has_zero_marks() => r.zero_marks += 1,
@@ -441,7 +452,11 @@ impl Loader<'_> {
                             twice.insert(cluster);
                         }
                     }
-                    cluster => problems.push((lid, "cluster-range", format!("extent {ep} names cluster {cluster}, which cannot be"))),
+                    cluster => problems.push((
+                        lid,
+                        "cluster-range",
+                        format!("extent {ep} names cluster {cluster}, which cannot be"),
+                    )),
                 }
             }
         })
@@ -453,7 +468,11 @@ impl Loader<'_> {
             for (start, len) in runs.iter().filter(|(start, _)| *start != 0) {
                 for cluster in *start..start.saturating_add(*len) {
                     if !geo.is_data_cluster(cluster) {
-                        problems.push((*lid, "cluster-range", format!("a run names cluster {cluster}, which cannot be")));
+                        problems.push((
+                            *lid,
+                            "cluster-range",
+                            format!("a run names cluster {cluster}, which cannot be"),
+                        ));
                         break;
                     }
                     own += 1;
@@ -501,7 +520,8 @@ impl Loader<'_> {
             }
         }
         for (cluster, lids) in owners {
-            let merging = self.start.removing.iter().find(|(s, c)| lids.contains(s) && lids.contains(c) && lids.len() == 2);
+            let merging =
+                self.start.removing.iter().find(|(s, c)| lids.contains(s) && lids.contains(c) && lids.len() == 2);
             if let Some((snapshot, _)) = merging {
                 self.start.roll_forward.insert(*snapshot);
                 continue;
@@ -524,7 +544,9 @@ impl Loader<'_> {
         let orphans: Vec<u32> = (0..self.geo.md_len).filter(|p| !self.used_pages.get(*p)).collect();
         let (used, used_pages, geo) = (&mut self.used_clusters, &mut self.used_pages, &self.geo);
         scan::read_pages(self.port, geo, &self.overlay, &orphans, |page, bytes| {
-            let Ok(ep) = bytes.and_then(|b| crate::format::extent_page::parse(b).map_err(|e| e.to_string())) else { return };
+            let Ok(ep) = bytes.and_then(|b| crate::format::extent_page::parse(b).map_err(|e| e.to_string())) else {
+                return;
+            };
             used_pages.set(page);
             for cluster in ep.entries.into_iter().filter(|c| geo.is_data_cluster(*c)) {
                 used.set(cluster);

@@ -77,10 +77,7 @@ pub const LEAF_BYTES: u64 = size_of::<Leaf>() as u64 + 16;
 
 impl Leaf {
     pub fn new(owner: u64, entry: impl Fn(usize) -> Entry) -> Arc<Leaf> {
-        Arc::new(Leaf {
-            owner: AtomicU64::new(owner),
-            entries: std::array::from_fn(|n| AtomicU32::new(entry(n).0)),
-        })
+        Arc::new(Leaf { owner: AtomicU64::new(owner), entries: std::array::from_fn(|n| AtomicU32::new(entry(n).0)) })
     }
 
     pub fn get(&self, n: usize) -> Entry {
@@ -131,7 +128,7 @@ impl Map {
         new
     }
 
-    pub fn len(&self) -> usize {
+    pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
@@ -175,11 +172,11 @@ mod tests {
     #[test]
     fn a_resized_map_shares_its_leaves() {
         let map = Map::new(600);
-        assert_eq!(map.len(), 2);
+        assert_eq!(map.slots(), 2);
         assert!(map.lookup(3).is_none());
         map.set_leaf(0, Some(Leaf::new(5, |n| if n == 3 { Entry::own(9) } else { Entry::NONE })));
         let larger = map.resized(2000);
-        assert_eq!(larger.len(), 4);
+        assert_eq!(larger.slots(), 4);
         assert_eq!(larger.lookup(3), Some((Entry::own(9), 5)));
         larger.leaf(0).expect("leaf").set(4, Entry::own(10));
         assert_eq!(map.lookup(4), Some((Entry::own(10), 5)));

@@ -9,8 +9,8 @@
 //! Promises after a crash: the metadata is that of some batch that was committed or being committed, at least the last one
 //! that was acknowledged; every cluster and page that it does not refer to is free; nothing is half done.
 
-pub mod alloc;
 mod activate;
+pub mod alloc;
 mod check;
 mod close;
 mod commit;

@@ -129,9 +129,8 @@ impl Lvstore {
             }
         }
         for chunk in runs.chunks(READS) {
-            let ios = chunk.iter().map(|(start, len)| {
-                local.port.punch(u64::from(*start) * size, u64::from(*len) * size)
-            });
+            let ios =
+                chunk.iter().map(|(start, len)| local.port.punch(u64::from(*start) * size, u64::from(*len) * size));
             if all(ios.collect(), "discard").await.is_err() {
                 self.punches.store(false, Ordering::Relaxed);
                 return;
