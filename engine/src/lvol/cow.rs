@@ -15,7 +15,7 @@ use crate::sim::mutation::{Mutation, active};
 use crate::store::core::{Core, Lid};
 use crate::store::local::ZEROES;
 use crate::store::map::{Entry, LEAF_CLUSTERS, Leaf};
-use crate::store::room_for;
+use crate::store::{lacks_space, room_for};
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
@@ -325,7 +325,7 @@ impl Handle {
     /// Makes filled clusters part of the lvol. Answers how many, from the first on; the map changed under the others, and
     /// they are given back.
     async fn publish(&self, claims: &[Claim]) -> Result<u64> {
-        let mut published = 0;
+        let (mut published, mut waited) = (0, false);
         while let Some(claim) = claims.get(published) {
             let step = {
                 let mut core = lock(&self.store.core);
@@ -353,6 +353,14 @@ impl Handle {
                 Step::Stale => {
                     self.unclaim(&claims[published..]);
                     break;
+                }
+                Step::Fail(e) if lacks_space(&e) && !waited && lock(&self.store.core).space_is_coming() => {
+                    // A metadata page may be on its way back. The clusters are ours; nothing waits for this I/O but them.
+                    waited = true;
+                    if let Err(e) = self.store.commit().await {
+                        self.unclaim(&claims[published..]);
+                        return Err(e);
+                    }
                 }
                 Step::Fail(e) => {
                     self.unclaim(&claims[published..]);

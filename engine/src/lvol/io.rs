@@ -90,6 +90,9 @@ impl LvolIo {
     pub fn open(shard: &Shard, store: &Arc<Lvstore>, uuid: Uuid) -> Result<LvolIo> {
         let local = store.local(shard)?;
         let core = lock(&store.core);
+        if core.leaving {
+            return Err(err!(Busy, "lvstore {} is being closed", core.name));
+        }
         let r = core.record(core.lid_of(uuid)?)?;
         if r.hidden {
             return Err(err!(NotFound, "lvol {uuid} was deleted"));

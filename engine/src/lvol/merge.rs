@@ -193,6 +193,9 @@ impl Core {
         leaf.set_owner(child.hot.token());
         child.hot.map.load().set_leaf(n, Some(leaf));
         self.with_reservation(c, |r| r.own += own)?;
+        if self.record(c)?.thick {
+            self.recount_reserved_pages();
+        }
         self.count_zero_mark(c, marks)
     }
 
@@ -280,7 +283,9 @@ impl Core {
             }
             Ok(())
         })?;
-        self.record_mut(s)?.children.clear();
+        let snapshot = self.record_mut(s)?;
+        snapshot.children.clear();
+        snapshot.own = 0;
         self.remove(s)?;
         self.record_mut(c)?.parent = parent;
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {

@@ -9,7 +9,7 @@ use crate::shard::sync::{lock, wait_until};
 use crate::store::Lvstore;
 use crate::store::core::{ATTR_THICK, Core, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS, Leaf, Map};
-use crate::store::room_for;
+use crate::store::{lacks_space, room_for};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -51,7 +51,12 @@ impl Lvstore {
             r.busy = Some("resize");
             lid
         };
-        let result = self.resize_checked(shard, lid, size).await;
+        let mut result = self.resize_checked(shard, lid, size).await;
+        if result.as_ref().is_err_and(lacks_space) && lock(&self.core).space_is_coming() {
+            self.commit().await?;
+            self.reclaimed().await?;
+            result = self.resize_checked(shard, lid, size).await;
+        }
         if let Ok(r) = lock(&self.core).record_mut(lid) {
             r.busy = None;
         }
@@ -194,6 +199,7 @@ impl Core {
         let result = self.set_clusters(lid, new);
         let after = self.record(lid)?.reservation();
         self.clusters.reserved = self.clusters.reserved + after - before;
+        self.recount_reserved_pages();
         result
     }
 

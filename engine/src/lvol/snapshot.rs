@@ -32,14 +32,13 @@ impl Lvstore {
     pub async fn snapshot(self: &Arc<Self>, shard: &Shard, how: Vec<CreateSnapshot>) -> Result<Vec<LvolInfo>> {
         self.activate(shard).await?;
         let uuids: Vec<Uuid> = how.iter().map(|h| h.uuid.unwrap_or_else(|| shard.random_uuid())).collect();
-        {
-            let mut core = lock(&self.core);
-            core.may_change()?;
-            let lids = core.check_snapshots(&how, &uuids)?;
-            for lid in lids {
+        let check = |core: &mut Core| {
+            for lid in core.check_snapshots(&how, &uuids)? {
                 core.record_mut(lid)?.busy = Some("snapshot");
             }
-        }
+            Ok(())
+        };
+        self.change(0, check).await?;
         let result = self.snapshot_checked(shard, &how, &uuids).await;
         {
             let mut core = lock(&self.core);
@@ -144,6 +143,7 @@ impl Core {
             pages += layout::layout(&snapshot)?.pages.saturating_sub(r.chain.len());
             if r.thick {
                 reserve += r.own;
+                pages += r.eps().iter().filter(|p| **p != 0).count();
             }
             lids.push(lid);
         }
@@ -161,7 +161,10 @@ impl Core {
             let r = self.record(self.lid_of(h.lvol)?)?;
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
             pages += layout::layout(&origin)?.pages + layout::layout(&snapshot)?.pages.saturating_sub(r.chain.len());
-            reserve += if r.thick { r.own } else { 0 };
+            if r.thick {
+                reserve += r.own;
+                pages += r.eps().iter().filter(|p| **p != 0).count();
+            }
         }
         self.check_pages(pages)?;
         self.check_reservation(reserve, "the snapshot of a thick lvol")?;
@@ -217,7 +220,9 @@ impl Core {
         self.by_uuid.insert(uuid, lid);
         self.records.insert(lid, snapshot);
         self.relayout(lid)?;
-        self.relayout(origin)
+        self.relayout(origin)?;
+        self.recount_reserved_pages();
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::lvol::Lvol;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
-use crate::store::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, PAGES_KEPT, Reclaim, Record};
+use crate::store::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Reclaim, Record};
 use crate::store::map::{LEAF_CLUSTERS, Map};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Core {
 
     /// Refuses if the chain pages of `metas` would not fit.
     pub(super) fn check_pages(&self, needed: usize) -> Result<()> {
-        let free = self.pages.free().saturating_sub(PAGES_KEPT.min(self.pages.total() / 8)) as usize;
+        let free = self.pages.free().saturating_sub(self.pages_kept()) as usize;
         if needed > free {
             return Err(err!(
                 NoMetadataSpace,
@@ -100,6 +100,9 @@ impl Core {
         self.by_uuid.insert(uuid, lid);
         self.clusters.reserved += record.reservation();
         self.records.insert(lid, record);
+        if thick {
+            self.recount_reserved_pages();
+        }
         self.relayout(lid)?;
         Ok(lid)
     }
@@ -117,6 +120,9 @@ impl Core {
             self.by_uuid.remove(&uuid);
         }
         let Some(r) = self.records.remove(&lid) else { return Ok(None) };
+        if r.thick {
+            self.recount_reserved_pages();
+        }
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.remove(&lid);
         }
@@ -209,10 +215,7 @@ impl Lvstore {
     pub async fn create_lvol(self: &Arc<Self>, shard: &Shard, how: CreateLvol) -> Result<LvolInfo> {
         self.activate(shard).await?;
         let uuid = how.uuid.unwrap_or_else(|| shard.random_uuid());
-        self.batch_room(8).await?;
-        let (lid, batch) = {
-            let mut core = lock(&self.core);
-            core.may_change()?;
+        let change = |core: &mut Core| {
             core.check_new_name(&how.name)?;
             core.check_new_uuid(uuid)?;
             let clusters = core.clusters_for(how.size)?;
@@ -229,8 +232,9 @@ impl Lvstore {
                 core.check_reservation(clusters, &format!("thick lvol {}", how.name))?;
             }
             let lid = core.insert(uuid, meta, how.thick, None)?;
-            (lid, core.open_batch)
+            Ok((lid, core.open_batch))
         };
+        let (lid, batch) = self.change(8, change).await?;
         self.durable(batch).await?;
         self.describe(&lock(&self.core), lid)
     }
@@ -238,10 +242,7 @@ impl Lvstore {
     pub async fn clone_snapshot(self: &Arc<Self>, shard: &Shard, how: CreateClone) -> Result<LvolInfo> {
         self.activate(shard).await?;
         let uuid = how.uuid.unwrap_or_else(|| shard.random_uuid());
-        self.batch_room(8).await?;
-        let (lid, batch) = {
-            let mut core = lock(&self.core);
-            core.may_change()?;
+        let change = |core: &mut Core| {
             let parent = core.idle(how.snapshot)?;
             let (name, own_clusters, snapshot) = {
                 let r = core.record(parent)?;
@@ -275,8 +276,9 @@ impl Lvstore {
                 core.check_reservation(clusters, &format!("thick clone {}", how.name))?;
             }
             let lid = core.insert(uuid, meta, how.thick, Some(parent))?;
-            (lid, core.open_batch)
+            Ok((lid, core.open_batch))
         };
+        let (lid, batch) = self.change(8, change).await?;
         self.durable(batch).await?;
         self.describe(&lock(&self.core), lid)
     }
@@ -426,6 +428,7 @@ impl Lvstore {
                 p.children.insert(lid);
             }
             core.relayout(lid)?;
+            core.recount_reserved_pages();
             core.bury(old);
             (lid, core.open_batch, old_parent)
         };

@@ -122,15 +122,15 @@ impl Lvstore {
         let zero = [0u8; PAGE_SIZE];
         self.write_pages(port, start.stale_roots.iter().map(|n| (*n, &zero[..]))).await?;
         let nonce = shard.random();
-        let Start { area, .. } = &start;
+        if start.from_copy {
+            // Before anything that could touch the copy, which is the only one now.
+            let image = lock(&self.core).super_block.clone();
+            write_page0(port, &image).await?;
+        }
         let mut journal = self.journal.acquire().await;
-        let area = match area {
+        let area = match &start.area {
             Some(found) => {
                 let mut area = found.clone();
-                if start.from_copy {
-                    let image = lock(&self.core).super_block.clone();
-                    write_page0(port, &image).await?;
-                }
                 area.renew(nonce);
                 lock(&self.core).record_pages = area.record_pages();
                 self.checkpoint(port, &mut area).await?;
@@ -161,8 +161,8 @@ impl Lvstore {
                     None => {
                         return Err(err!(
                             NoSpace,
-                            "lvstore {}: no room for the journal ({} free clusters are needed together); free space with \
-                             the software that filled the store, or enlarge the device and run `coppice lvstore grow`",
+                            "lvstore {}: no room for the journal ({} free clusters are needed): the store can only be \
+                             read; free space with the software that filled it",
                             core.name,
                             least
                         ));
@@ -248,7 +248,7 @@ impl Core {
         meta.flags.set_invalid(Flags::PRIVATE_SYSTEM, true);
         let mut eps = Vec::new();
         for (n, entries) in clusters.chunks(512).enumerate() {
-            let page = self.claim_page(false)?;
+            let page = self.claim_page()?;
             self.batch.extra.insert(page, Box::new(extent_page::encode(meta.id, n as u32, entries)?));
             eps.push(page);
         }
@@ -256,7 +256,7 @@ impl Core {
         let plan = layout::layout(&meta)?;
         let mut chain = vec![root];
         for _ in 1..plan.pages {
-            chain.push(self.claim_page(false)?);
+            chain.push(self.claim_page()?);
         }
         for n in 0..chain.len() {
             self.batch.extra.insert(chain[n], Box::new(encode_page(&meta, &plan, &chain, n)?));

@@ -26,7 +26,7 @@ impl Lvstore {
     /// Finishes whatever is private, so that a close leaves a plain SPDK store. I/O goes on meanwhile.
     pub async fn seal(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         self.activate(shard).await?;
-        self.background_done().await?;
+        self.background_done().await;
         let marked: Vec<_> = {
             let core = lock(&self.core);
             core.records.values().filter(|r| r.zero_marks > 0).map(|r| r.hot.clone()).collect()
@@ -53,9 +53,12 @@ impl Lvstore {
             let mut core = lock(&self.core);
             if core.failed.is_none() && result.is_err() && !core.closing {
                 // Nothing was torn down: the caller may try again.
+                core.leaving = false;
                 return result;
             }
+            core.leaving = true;
             core.closing = true;
+            core.durable_wait.wake_all();
             core.writer_wait.wake_all();
             core.reclaim.wait.wake_all();
         }
@@ -91,7 +94,14 @@ impl Lvstore {
         if small {
             self.seal(shard).await?;
         }
-        self.background_done().await?;
+        self.background_done().await;
+        {
+            let mut core = lock(&self.core);
+            if let Some(r) = core.records.values().find(|r| r.hot.is_open() || r.busy.is_some()) {
+                return Err(err!(Busy, "lvol {}/{} is in use; stop its exports first", core.name, r.name()));
+            }
+            core.leaving = true;
+        }
         loop {
             self.commit().await?;
             self.reclaimed().await?;
@@ -140,8 +150,8 @@ impl Lvstore {
         self.replace_super(port, area, image, generation).await
     }
 
-    /// Waits until no merge is running; starts those that are due.
-    pub async fn background_done(self: &Arc<Self>) -> Result<()> {
+    /// Waits until no merge is running.
+    pub async fn background_done(&self) {
         wait_until(&self.core, |core, cx| {
             if core.merges == 0 || core.failed.is_some() {
                 return Poll::Ready(());
@@ -149,8 +159,7 @@ impl Lvstore {
             core.reclaim.idle_wait.register(cx);
             Poll::Pending
         })
-        .await;
-        Ok(())
+        .await
     }
 }
 

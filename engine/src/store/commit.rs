@@ -180,6 +180,9 @@ impl Lvstore {
             if let Some(why) = &core.failed {
                 return Poll::Ready(Err(err!(Failed, "lvstore {}: {why}; reopen the store", core.name)));
             }
+            if core.closing {
+                return Poll::Ready(Err(err!(Busy, "lvstore {} was closed", core.name)));
+            }
             if batch >= core.open_batch && !core.has_pending() {
                 // Nothing was changed under that number after all.
                 return Poll::Ready(Ok(()));
@@ -213,6 +216,25 @@ impl Lvstore {
 
     pub fn durable_batch(&self) -> u64 {
         self.durable_hint.load(Ordering::Acquire)
+    }
+
+    /// Makes a change that needs `pages` pages of the batch. If there is no space and some is on its way back, waits for
+    /// that and tries again.
+    pub async fn change<R>(&self, pages: usize, mut change: impl FnMut(&mut Core) -> Result<R>) -> Result<R> {
+        loop {
+            self.batch_room(pages).await?;
+            {
+                let mut core = lock(&self.core);
+                core.may_change()?;
+                match change(&mut core) {
+                    Err(e) if lacks_space(&e) && core.space_is_coming() => {}
+                    result => return result,
+                }
+            }
+            self.commit().await?;
+            self.background_done().await;
+            self.reclaimed().await?;
+        }
     }
 
     /// Waits until the open batch has room for `pages` more. To be called right before the change, again after each wait.
@@ -260,6 +282,10 @@ impl Lvstore {
         }
         result
     }
+}
+
+pub fn lacks_space(e: &crate::Error) -> bool {
+    matches!(e.kind(), crate::ErrorKind::NoSpace | crate::ErrorKind::NoMetadataSpace)
 }
 
 /// A batch keeps a part for control operations, so that writers cannot crowd them out.

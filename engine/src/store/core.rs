@@ -182,6 +182,8 @@ pub struct Core {
     pub next_token: u64,
     pub clusters: Clusters,
     pub pages: Pages,
+    /// Extent pages that thick lvols will need.
+    pub pages_reserved: u32,
     /// Committed images that are not home yet: what the journal holds since its tail.
     pub overlay: BTreeMap<u32, Arc<Page>>,
 
@@ -211,6 +213,8 @@ pub struct Core {
 
     /// Reopen the store: why.
     pub failed: Option<String>,
+    /// A close has begun: nothing new is let in.
+    pub leaving: bool,
     pub closing: bool,
     pub read_only: bool,
     /// What the load found and did not understand.
@@ -248,6 +252,9 @@ impl Core {
     pub fn may_change(&self) -> Result<()> {
         if self.read_only {
             return Err(err!(ReadOnly, "lvstore {} was opened read-only", self.name));
+        }
+        if self.leaving {
+            return Err(err!(Busy, "lvstore {} is being closed", self.name));
         }
         if let Some(why) = &self.failed {
             return Err(err!(Failed, "lvstore {} takes no changes until it is reopened: {why}", self.name));
@@ -312,9 +319,9 @@ impl Core {
         }
     }
 
-    pub fn claim_page(&mut self, kept_too: bool) -> Result<u32> {
-        let kept = if kept_too { 0 } else { PAGES_KEPT.min(self.pages.total() / 8) };
-        if self.pages.free() <= kept {
+    /// Claims a metadata page, if `left` more stay free.
+    fn claim_page_leaving(&mut self, left: u32) -> Result<u32> {
+        if self.pages.free() <= left {
             return Err(err!(
                 NoMetadataSpace,
                 "lvstore {} has no free metadata page left ({} in all); delete lvols or snapshots",
@@ -327,9 +334,35 @@ impl Core {
         Ok(page)
     }
 
+    /// Pages that only deletes, discards and thick lvols may take.
+    pub fn pages_kept(&self) -> u32 {
+        PAGES_KEPT.min(self.pages.total() / 8) + self.pages_reserved
+    }
+
+    /// A metadata page for ordinary use.
+    pub fn claim_page(&mut self) -> Result<u32> {
+        self.claim_page_leaving(self.pages_kept())
+    }
+
+    /// Counts anew what thick lvols will need: after anything but the assignment of a single page.
+    pub fn recount_reserved_pages(&mut self) {
+        let thick = self.records.values().filter(|r| r.thick);
+        self.pages_reserved = thick.map(|r| r.eps().iter().filter(|p| **p == 0).count() as u32).sum();
+    }
+
+    /// Clusters or pages are on their way back: what does not fit now may fit soon.
+    pub fn space_is_coming(&self) -> bool {
+        let batch = &self.batch;
+        !batch.freed_clusters.is_empty()
+            || !batch.freed_pages.is_empty()
+            || !batch.reclaims.is_empty()
+            || !self.reclaim.is_idle()
+            || self.merges > 0
+    }
+
     /// A page for a root. It makes its blob exist, so it never goes home before its record.
     pub fn claim_root(&mut self) -> Result<u32> {
-        let page = self.claim_page(false)?;
+        let page = self.claim_page()?;
         self.batch.fresh.remove(&page);
         Ok(page)
     }
@@ -359,7 +392,7 @@ impl Core {
         let (have, need, xattr_pages) = (r.chain.len(), new.pages, new.xattr_pages);
         let mut extra = Vec::new();
         for _ in have..need {
-            match self.claim_page(false) {
+            match self.claim_page() {
                 Ok(page) => extra.push(page),
                 Err(e) => {
                     extra.into_iter().for_each(|p| self.free_page(p));
@@ -414,7 +447,16 @@ impl Core {
             self.relayout(lid)?;
         }
         if self.record(lid)?.eps().get(ep as usize).copied() == Some(0) {
-            let page = self.claim_page(kept_too)?;
+            let thick = self.record(lid)?.thick;
+            let left = match (thick, kept_too) {
+                (true, _) => 0,
+                (false, true) => self.pages_reserved,
+                (false, false) => self.pages_kept(),
+            };
+            let page = self.claim_page_leaving(left)?;
+            if thick {
+                self.pages_reserved = self.pages_reserved.saturating_sub(1);
+            }
             if let Some((_, eps)) = self.record_mut(lid)?.eps_mut()
                 && let Some(slot) = eps.get_mut(ep as usize)
             {

@@ -12,6 +12,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+/// How often a store is looked after.
+const TICK: Duration = Duration::from_millis(200);
+/// A change waits that many ticks at most for its commit.
+const COMMIT_TICKS: u64 = 25;
+
 enum Step {
     Done,
     /// A leaf was put in place; look again.
@@ -52,10 +57,12 @@ impl Lvstore {
         }
     }
 
-    /// Keeps the number of resident leaves below the limit, as long as the store is there.
+    /// Looks after the store from time to time, as long as it is there: keeps the number of resident leaves below the
+    /// limit, and commits changes that nobody flushed.
     pub(super) async fn evictor(store: Weak<Lvstore>, shard: Shard) {
+        let mut ticks = 0u64;
         loop {
-            shard.sleep(Duration::from_millis(200)).await;
+            shard.sleep(TICK).await;
             let Some(store) = store.upgrade() else { return };
             let limit = (store.map_limit_bytes / LEAF_BYTES).max(64);
             let mut core = lock(&store.core);
@@ -64,6 +71,11 @@ impl Lvstore {
             }
             if core.resident_leaves > limit {
                 core.evict(limit / 4 * 3);
+            }
+            ticks += 1;
+            if ticks.is_multiple_of(COMMIT_TICKS) && core.has_pending() && core.may_change().is_ok() {
+                // Nobody asked for a flush: what is freed comes back all the same.
+                core.request_commit();
             }
         }
     }

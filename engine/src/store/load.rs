@@ -241,6 +241,8 @@ impl Loader<'_> {
             system_pages: self.start.system_chain.iter().chain(&self.start.system_eps).copied().collect(),
             merges: 0,
             failed: None,
+            pages_reserved: 0,
+            leaving: false,
             closing: false,
             read_only: read_only || self.geo.blobid_mask.len == 0,
             load_findings: self.findings,
@@ -645,5 +647,6 @@ impl Core {
         }
         let reserved = self.records.values().map(Record::reservation).sum();
         self.clusters.reserved = reserved;
+        self.recount_reserved_pages();
     }
 }

@@ -29,7 +29,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use commit::room_for;
+pub use commit::{lacks_space, room_for};
 
 use crate::api::OpenStore;
 use crate::device::Device;
