@@ -307,7 +307,7 @@ impl<V: Volume> Server<V> {
     /// The loop device has the volume's block size, so only somebody who opens the file itself can ask for less.
     fn aligned(&self, off: u64, len: u64) -> Result<()> {
         let block = u64::from(self.volume.block_size().max(1));
-        if len == 0 || off % block != 0 || len % block != 0 {
+        if len == 0 || !off.is_multiple_of(block) || !len.is_multiple_of(block) {
             return Err(err!(Invalid, "bytes {off} + {len} are not whole blocks of {block}"));
         }
         Ok(())
