@@ -6,11 +6,12 @@
 use crate::api::*;
 use crate::device::{Device, OpenMode, blank_problem};
 use crate::error::{Error, ErrorKind, Result, err};
-use crate::export::Volume;
+use crate::export::{FuseExport, Volume};
 use crate::lvol::LvolIo;
-use crate::shard::sync::lock;
+use crate::shard::sync::{AsyncMutex, lock};
 use crate::shard::{Shard, ShardHandle, ShardThreads};
 use crate::store::Lvstore;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,9 +37,11 @@ pub struct Store {
     lv: Arc<Lvstore>,
     home: ShardHandle,
     engine: Arc<Running>,
-    exports: Arc<Mutex<std::collections::BTreeMap<Uuid, Export>>>,
-    exporting: Arc<crate::shard::sync::AsyncMutex<()>>,
+    exports: Exports,
+    exporting: Arc<AsyncMutex<()>>,
 }
+
+type Exports = Arc<Mutex<BTreeMap<Uuid, Export>>>;
 
 impl Engine {
     pub fn start(config: EngineConfig) -> Result<Engine> {
@@ -106,7 +109,7 @@ impl Engine {
             home,
             engine: self.0.clone(),
             exports: Arc::default(),
-            exporting: Arc::new(crate::shard::sync::AsyncMutex::new(())),
+            exporting: Arc::new(AsyncMutex::new(())),
         })
     }
 
@@ -333,44 +336,74 @@ fn inside(io: &LvolIo, offset: u64, length: u64) -> Result<u64> {
 
 /// A lvol reachable as a kernel block device. Dropping it does *not* take the device away; [`Export::stop`] does.
 #[derive(Clone)]
-pub struct Export {}
+pub struct Export {
+    lvol: Uuid,
+    fuse: FuseExport,
+    exports: Exports,
+    lv: Arc<Lvstore>,
+}
 
 impl Store {
     /// Makes the lvol a kernel block device (`/dev/loopN`) by a one-file FUSE file system mounted below `dir` and a loop
     /// device with direct I/O on it. Snapshots are exported read-only. Asking again answers with the same export.
-    pub async fn export_fuse(&self, _lvol: Uuid, _dir: &Path, _read_only: bool) -> Result<Export> {
-        let _ = (&self.engine, &self.exporting);
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn export_fuse(&self, lvol: Uuid, dir: &Path, read_only: bool) -> Result<Export> {
+        // One at a time: two must not make two devices of one lvol.
+        let _one = self.exporting.acquire().await;
+        let info = self.lv.lvol(lvol)?;
+        let read_only = read_only || info.kind == LvolKind::Snapshot || self.lv.read_only;
+        if let Some(export) = self.export_of(lvol) {
+            if export.read_only() != read_only {
+                let how = if read_only { "read-write" } else { "read-only" };
+                return Err(err!(Busy, "lvol {} is exported {how} as {}", info.name, export.device().display()));
+            }
+            return Ok(export);
+        }
+        let shards = &self.engine.shards;
+        let shard = shards[lvol.as_u128() as usize % shards.len()].clone();
+        let lv = self.lv.clone();
+        let factory = Box::new(move |shard: &Shard| LvolIo::open(shard, &lv, lvol));
+        let fuse = FuseExport::start(vec![(shard, factory)], dir, &lvol.to_string(), read_only).await?;
+        let export = Export { lvol, fuse, exports: self.exports.clone(), lv: self.lv.clone() };
+        self.lv.set_exports(lvol, vec![export.device().display().to_string()]);
+        lock(&self.exports).insert(lvol, export.clone());
+        Ok(export)
     }
 
     /// The export of a lvol, if it has one.
     pub fn export_of(&self, lvol: Uuid) -> Option<Export> {
         lock(&self.exports).get(&lvol).cloned()
     }
+
+    /// Every export of the store.
+    pub fn exports(&self) -> Vec<Export> {
+        lock(&self.exports).values().cloned().collect()
+    }
 }
 
 impl Export {
     pub fn lvol(&self) -> Uuid {
-        Uuid::nil()
+        self.lvol
     }
+
     /// `/dev/loopN`
     pub fn device(&self) -> PathBuf {
-        PathBuf::new()
+        self.fuse.device()
     }
+
     pub fn read_only(&self) -> bool {
-        false
+        self.fuse.read_only()
     }
+
     /// After `Store::resize`: the block device takes the new size.
     pub async fn refresh_size(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.fuse.refresh_size().await
     }
+
     /// Takes the device away: loop device, then FUSE mount. `Busy` while the device is mounted or open.
     pub async fn stop(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.fuse.stop().await?;
+        lock(&self.exports).remove(&self.lvol);
+        self.lv.set_exports(self.lvol, Vec::new());
+        Ok(())
     }
-}
-
-/// Removes loop devices and FUSE mounts below `dir` that a dead process left behind. Answers with what was removed.
-pub fn remove_dead_exports(_dir: &Path) -> Result<Vec<String>> {
-    Err(err!(Unsupported, "not built yet"))
 }

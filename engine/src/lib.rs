@@ -25,4 +25,5 @@ pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
-pub use handle::{Engine, Export, Store, remove_dead_exports};
+pub use export::remove_dead_exports;
+pub use handle::{Engine, Export, Store};

@@ -3,9 +3,16 @@
 //! An export runs on a shard and asks a [`Volume`]; it knows nothing of maps and stores. `fuse` serves one file through a
 //! FUSE file system and puts a loop device on it, for kernels that have neither ublk nor nbd.
 
+mod fuse;
+mod loopdev;
+mod raw;
+
 use crate::error::Result;
 use crate::sys::buf::BufSlice;
 use std::future::Future;
+
+pub use fuse::{FuseExport, VolumeFactory, remove_dead_exports};
+pub use raw::RawVolume;
 
 /// A block device as one shard serves it. Offsets and lengths are bytes, multiples of `block_size`, inside `size`.
 pub trait Volume: Clone + 'static {

@@ -15,6 +15,8 @@ pub const BUF_ALIGN: usize = 4096;
 struct Memory {
     ptr: NonNull<u8>,
     len: usize,
+    /// From `mmap`: pages that were never touched take no memory.
+    sparse: bool,
     /// Operations in flight whose completion writes into this memory.
     device_writes: Cell<u32>,
     home: Weak<Pool>,
@@ -26,7 +28,22 @@ impl Memory {
         // SAFETY: the layout has a non-zero size (`layout` rounds up to at least one page).
         let ptr = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
-        Memory { ptr, len: layout.size(), device_writes: Cell::new(0), home }
+        Memory { ptr, len: layout.size(), sparse: false, device_writes: Cell::new(0), home }
+    }
+
+    fn sparse(len: usize) -> Memory {
+        let layout = Memory::layout(len);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
+        let ptr = unsafe {
+            libc::mmap(std::ptr::null_mut(), layout.size(), access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        let ptr = if ptr == libc::MAP_FAILED { None } else { NonNull::new(ptr.cast::<u8>()) };
+        let Some(ptr) = ptr else { handle_alloc_error(layout) };
+        // A huge page would make the untouched part resident. Refusal (a kernel without them) is as good.
+        // SAFETY: the range is the mapping made above; the advice does not change what it holds.
+        unsafe { libc::madvise(ptr.as_ptr().cast(), layout.size(), libc::MADV_NOHUGEPAGE) };
+        Memory { ptr, len: layout.size(), sparse: true, device_writes: Cell::new(0), home: Weak::new() }
     }
 
     fn layout(len: usize) -> Layout {
@@ -37,6 +54,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.sparse {
+            // SAFETY: `ptr` came from `mmap` with this very length, and no slice is left: the last owner drops it.
+            unsafe { libc::munmap(self.ptr.as_ptr().cast(), self.len) };
+            return;
+        }
         // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, and no slice is left: the last owner drops it.
         unsafe { dealloc(self.ptr.as_ptr(), Memory::layout(self.len)) }
     }
@@ -63,6 +85,12 @@ impl Drop for Buf {
 }
 
 impl Buf {
+    /// A zeroed buffer of exactly `len` bytes (rounded up to a page) outside every pool, whose pages take memory when
+    /// they are first touched: for buffers that must be large and are mostly used at their beginning.
+    pub fn sparse(len: usize) -> Buf {
+        Buf(Some(Rc::new(Memory::sparse(len))))
+    }
+
     fn memory(&self) -> &Memory {
         self.0.as_ref().expect("present until drop")
     }
@@ -225,6 +253,16 @@ mod tests {
         drop(second_owner);
         let again: Vec<_> = (0..2).map(|_| pool.take(4096)).collect();
         assert!(again.iter().any(|b| b.slice(0, 1).ptr() == ptr));
+    }
+
+    #[test]
+    fn a_sparse_buffer_is_as_long_as_asked_and_zero() {
+        let buf = Buf::sparse((1 << 20) + 4096);
+        assert_eq!(buf.len(), (1 << 20) + 4096);
+        let end = buf.slice(1 << 20, 4096);
+        assert!(end.with(|b| b.iter().all(|x| *x == 0)));
+        end.copy_in(4092, b"last");
+        assert_eq!(end.slice(4092, 4).to_vec(), b"last");
     }
 
     #[test]

@@ -6,4 +6,6 @@
 
 pub mod block;
 pub mod buf;
+pub mod fuse_dev;
+pub mod loop_ctl;
 pub mod ring;
