@@ -48,13 +48,7 @@ fn random_io(plan: Plan, seed: u64) -> Result<()> {
                 let (off, len) = (off.to_string(), len.to_string());
                 let zero: &[&str] = if how == 18 { &["-z"] } else { &[] };
                 run("blkdiscard", &[zero, &["-o", &off, "-l", &len, text(&rig.device())]].concat())?;
-                // The kernel leaves out what is not a whole unit of its discard granularity.
-                let unit = if how == 18 { block } else { 4096 };
-                let (from, to) =
-                    (range.start.next_multiple_of(unit as usize), range.end / unit as usize * unit as usize);
-                if from < to {
-                    model[from..to].fill(0);
-                }
+                model[range].fill(0);
             }
         }
     }
