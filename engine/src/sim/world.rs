@@ -49,7 +49,7 @@ impl Backend for SimBackend {
     }
 
     fn random(&self) -> u64 {
-        self.disk.borrow_mut().rng.next()
+        self.disk.borrow_mut().rng.draw()
     }
 }
 
