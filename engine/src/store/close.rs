@@ -49,6 +49,11 @@ impl Lvstore {
             }
         }
         let result = self.leave(shard).await;
+        if let Err(e) = &result
+            && e.kind() == crate::ErrorKind::Io
+        {
+            self.fail(&e.to_string());
+        }
         {
             let mut core = lock(&self.core);
             if core.failed.is_none() && result.is_err() && !core.closing {
@@ -117,7 +122,7 @@ impl Lvstore {
         let port = &local.port;
         let mut journal = self.journal.acquire().await;
         let Some(area) = journal.as_mut() else { return Ok(()) };
-        self.checkpoint(port, area).await?;
+        self.checkpoint(&local, area).await?;
         let (plain, system_root, masks, mut image, generation) = {
             let core = lock(&self.core);
             let generation = core.super_block.private()?.map_or(1, |p| p.generation + 1);
@@ -147,7 +152,7 @@ impl Lvstore {
             store_uuid: *uuid.as_bytes(),
             extents: Vec::new(),
         }))?;
-        self.replace_super(port, area, image, generation).await
+        self.replace_super(&local, area, image, generation).await
     }
 
     /// Waits until no merge is running.
