@@ -89,7 +89,12 @@ impl Lvstore {
 
     async fn leave(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         if !self.active.load(Ordering::Acquire) {
-            return Ok(());
+            // Nothing was written. A plain store stays as it is; one that a crash left is put in order.
+            let ours = super::load::is_ours(&lock(&self.core).super_block);
+            if self.read_only || !ours || lock(&self.core).may_change().is_err() {
+                return Ok(());
+            }
+            self.activate(shard).await?;
         }
         let small = {
             let core = lock(&self.core);

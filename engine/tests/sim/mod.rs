@@ -3,6 +3,8 @@
 //! One *run* is one store: some *rounds*, each of which opens the store as the crash left it, checks it, works on it from
 //! several tasks on two shards, and is cut off at a random device write (or ends, closed or not).
 
+#![allow(dead_code)] // Each test file uses a part.
+
 mod program;
 
 use coppice_engine::device::Device;
