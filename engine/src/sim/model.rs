@@ -262,8 +262,9 @@ pub fn prefix_holds(group: &[(&Volume, &Volume)]) -> Result<(), String> {
         let first = places.next()?;
         Some((first, places.last().unwrap_or(first)))
     };
-    let newest =
-        blocks().filter_map(|(_, (s, o))| held(s, o).and_then(|(n, _)| o.spans.get(n))).map(|s| s.issued).max();
+    // A zero may be an older one than those in the list: it says nothing about when it was written.
+    let tagged = blocks().filter(|(_, (s, _))| s.values[0].first() != Some(&0));
+    let newest = tagged.filter_map(|(_, (s, o))| held(s, o).and_then(|(n, _)| o.spans.get(n))).map(|s| s.issued).max();
     let Some(newest) = newest else { return Ok(()) };
     for (n, (volume, (snapshot, origin))) in blocks().enumerate() {
         let torn = snapshot.values.iter().any(|v| v.first() != snapshot.values[0].first());
