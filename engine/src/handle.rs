@@ -4,160 +4,406 @@
 //! shard and answered from there.
 
 use crate::api::*;
-use crate::error::{Result, err};
+use crate::device::{Device, OpenMode, blank_problem};
+use crate::error::{Error, ErrorKind, Result, err};
+use crate::export::{FuseExport, Volume};
+use crate::lvol::LvolIo;
+use crate::shard::sync::{AsyncMutex, lock};
+use crate::shard::{Shard, ShardHandle, ShardThreads};
+use crate::store::Lvstore;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use uuid::Uuid;
+
+/// Bytes that `read` and `write` move at a time.
+const PIECE: u64 = 1 << 20;
 
 /// A running engine: its shards and the stores opened on them.
 #[derive(Clone)]
-pub struct Engine {}
+pub struct Engine(Arc<Running>);
+
+struct Running {
+    threads: Mutex<Option<ShardThreads>>,
+    shards: Vec<ShardHandle>,
+    map_limit_bytes: u64,
+    next_home: AtomicUsize,
+}
 
 /// An open lvstore.
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store {
+    lv: Arc<Lvstore>,
+    home: ShardHandle,
+    engine: Arc<Running>,
+    exports: Exports,
+    exporting: Arc<AsyncMutex<()>>,
+}
 
-/// A lvol reachable as a kernel block device. Dropping it does *not* take the device away; [`Export::stop`] does.
-#[derive(Clone)]
-pub struct Export {}
+type Exports = Arc<Mutex<BTreeMap<Uuid, Export>>>;
 
 impl Engine {
-    pub fn start(_config: EngineConfig) -> Result<Engine> {
-        Err(err!(Unsupported, "not built yet"))
+    pub fn start(config: EngineConfig) -> Result<Engine> {
+        let threads = ShardThreads::start(config.shards)?;
+        Ok(Engine(Arc::new(Running {
+            shards: threads.handles().to_vec(),
+            threads: Mutex::new(Some(threads)),
+            map_limit_bytes: config.map_limit_bytes,
+            next_home: AtomicUsize::new(0),
+        })))
     }
+
+    pub fn shards(&self) -> &[ShardHandle] {
+        &self.0.shards
+    }
+
+    fn home(&self) -> ShardHandle {
+        let n = self.0.next_home.fetch_add(1, Ordering::Relaxed);
+        self.0.shards[n % self.0.shards.len()].clone()
+    }
+
     /// Formats `path` (a file or block device that is blank, or `force`) as a lvstore, and closes it again.
-    pub async fn create_store(&self, _path: &Path, _how: CreateStore) -> Result<StoreInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn create_store(&self, path: &Path, how: CreateStore) -> Result<StoreInfo> {
+        crate::format::blob::check_name(how.name.as_bytes())?;
+        let made = match how.file_size {
+            Some(size) => make_file(path, size, how.force)?,
+            None => false,
+        };
+        let result = self.format(path, how).await;
+        if result.is_err() && made {
+            let _ = std::fs::remove_file(path);
+        }
+        result
     }
+
+    async fn format(&self, path: &Path, how: CreateStore) -> Result<StoreInfo> {
+        let device = Device::open(path, OpenMode::ReadWrite)?;
+        let problem = if how.force { None } else { blank_problem(path)? };
+        let path = path.to_path_buf();
+        self.home()
+            .call(move |shard| async move {
+                if let Some(problem) = problem
+                    && !Lvstore::creation_was_interrupted(&shard, &device).await?
+                {
+                    return Err(err!(
+                        NotBlank,
+                        "{} is not blank: {problem}; use another device, or --force if its content may be lost",
+                        path.display()
+                    ));
+                }
+                Lvstore::create(&shard, &device, &how).await
+            })
+            .await
+    }
+
     /// Opens a lvstore. `Locked` if another opener has it.
-    pub async fn open_store(&self, _path: &Path, _how: OpenStore) -> Result<Store> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn open_store(&self, path: &Path, how: OpenStore) -> Result<Store> {
+        let mode = if how.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let device = Device::open(path, mode)?;
+        let home = self.home();
+        let (shards, limit) = (self.0.shards.clone(), self.0.map_limit_bytes);
+        let lv = home.call(move |shard| async move { Lvstore::open(&shard, shards, device, how, limit).await }).await?;
+        Ok(Store {
+            lv,
+            home,
+            engine: self.0.clone(),
+            exports: Arc::default(),
+            exporting: Arc::new(AsyncMutex::new(())),
+        })
     }
+
     /// Stops the shards. Stores that are still open are left as a crash would leave them; close them first.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        let threads = lock(&self.0.threads).take();
+        if let Some(threads) = threads {
+            threads.stop();
+        }
+    }
+}
+
+/// Makes a sparse file of `size` bytes; true if it was not there before.
+fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
+    let shown = path.display();
+    let failed = |e: std::io::Error| {
+        Error::from_errno(e.raw_os_error().unwrap_or(libc::EIO), format_args!("cannot make {shown}"))
+    };
+    let exists = path.exists();
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    let now = file.metadata().map_err(failed)?;
+    if exists && !force && now.len() > 0 && (now.len() != size || blank_or_interrupted(path)?.is_some()) {
+        return Err(err!(
+            AlreadyExists,
+            "{shown} exists already ({} bytes); leave out --size to use it as it is, or use --force to overwrite it",
+            now.len()
+        ));
+    }
+    if now.len() < size || (force && now.is_file()) {
+        file.set_len(size).map_err(failed)?;
+    }
+    Ok(!exists)
+}
+
+/// A file that an interrupted creation left counts as blank: its super block says so.
+fn blank_or_interrupted(path: &Path) -> Result<Option<String>> {
+    let mut page = vec![0u8; crate::format::PAGE_SIZE];
+    let file = std::fs::File::open(path).map_err(|e| err!(Io, "{}: {e}", path.display()))?;
+    let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut page, 0);
+    let creating = read.is_ok()
+        && crate::format::SuperBlock::parse(&page)
+            .is_ok_and(|s| matches!(s.private(), Ok(Some(p)) if p.state == crate::format::PrivateState::Creating));
+    if creating { Ok(None) } else { blank_problem(path) }
 }
 
 impl Store {
+    /// Runs an operation of the store on its home shard.
+    async fn at_home<R, F>(&self, f: impl FnOnce(Arc<Lvstore>, Shard) -> F + Send + 'static) -> Result<R>
+    where
+        R: Send + 'static,
+        F: Future<Output = Result<R>> + 'static,
+    {
+        let lv = self.lv.clone();
+        self.home.call(move |shard| f(lv, shard)).await
+    }
+
     pub fn uuid(&self) -> Uuid {
-        Uuid::nil()
+        self.lv.uuid()
     }
+
     pub fn name(&self) -> String {
-        String::new()
+        self.lv.name()
     }
+
     pub fn path(&self) -> PathBuf {
-        PathBuf::new()
+        self.lv.device.path().to_path_buf()
     }
+
+    /// The store as the data path sees it: for exports and measurements.
+    pub fn lvstore(&self) -> &Arc<Lvstore> {
+        &self.lv
+    }
+
     pub async fn info(&self) -> Result<StoreInfo> {
-        Err(err!(Unsupported, "not built yet"))
+        Ok(self.lv.info())
     }
+
     /// Every lvol, snapshots and hidden ones included (see `state`), ordered by creation.
     pub async fn lvols(&self) -> Result<Vec<LvolInfo>> {
-        Err(err!(Unsupported, "not built yet"))
+        Ok(self.lv.lvols())
     }
-    pub async fn lvol(&self, _lvol: Uuid) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+
+    pub async fn lvol(&self, lvol: Uuid) -> Result<LvolInfo> {
+        self.lv.lvol(lvol)
     }
-    pub async fn create_lvol(&self, _how: CreateLvol) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+
+    pub async fn create_lvol(&self, how: CreateLvol) -> Result<LvolInfo> {
+        self.at_home(|lv, shard| async move { lv.create_lvol(&shard, how).await }).await
     }
+
     /// Snapshots one or more lvols at one instant; all or none. Answers in the order of the request.
-    pub async fn snapshot(&self, _how: Vec<CreateSnapshot>) -> Result<Vec<LvolInfo>> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn snapshot(&self, how: Vec<CreateSnapshot>) -> Result<Vec<LvolInfo>> {
+        self.at_home(|lv, shard| async move { lv.snapshot(&shard, how).await }).await
     }
-    pub async fn clone_snapshot(&self, _how: CreateClone) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+
+    pub async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {
+        self.at_home(|lv, shard| async move { lv.clone_snapshot(&shard, how).await }).await
     }
+
     /// Deletes a lvol or snapshot. A snapshot with several clones: `HasClones`, unless `deferred`, which hides it.
     /// `Busy` while it is exported or open.
-    pub async fn delete(&self, _lvol: Uuid, _deferred: bool) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn delete(&self, lvol: Uuid, deferred: bool) -> Result<()> {
+        self.at_home(move |lv, shard| async move { lv.delete(&shard, lvol, deferred).await }).await
     }
+
     /// Rounded up to whole clusters. Shrinking an exported lvol: `Busy`.
-    pub async fn resize(&self, _lvol: Uuid, _size: u64) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn resize(&self, lvol: Uuid, size: u64) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.resize(&shard, lvol, size).await }).await
     }
-    pub async fn rename(&self, _lvol: Uuid, _name: &str) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+
+    pub async fn rename(&self, lvol: Uuid, name: &str) -> Result<LvolInfo> {
+        let name = name.to_string();
+        self.at_home(move |lv, shard| async move { lv.rename(&shard, lvol, &name).await }).await
     }
+
     /// Sets (`Some`) or removes (`None`) attributes in one transaction, durable when it returns.
-    pub async fn set_attributes(&self, _lvol: Uuid, _set: Vec<(String, Option<String>)>) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn set_attributes(&self, lvol: Uuid, set: Vec<(String, Option<String>)>) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.set_attributes(&shard, lvol, set).await }).await
     }
+
     /// The lvol goes back to one of its ancestors, at once. `Busy` while exported.
-    pub async fn revert(&self, _lvol: Uuid, _snapshot: Uuid) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn revert(&self, lvol: Uuid, snapshot: Uuid) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.revert(&shard, lvol, snapshot).await }).await
     }
+
     /// Copies everything that is read from ancestors and cuts the link. `progress` is called now and then; `false` cancels.
-    pub async fn inflate(&self, _lvol: Uuid, _progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn inflate(&self, lvol: Uuid, progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.inflate(&shard, lvol, progress).await }).await
     }
+
     /// As `inflate`, but only what the direct parent owns.
-    pub async fn decouple(&self, _lvol: Uuid, _progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn decouple(&self, lvol: Uuid, progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.decouple(&shard, lvol, progress).await }).await
     }
+
     /// Reads bytes of a lvol or snapshot; any offset and length inside it.
-    pub async fn read(&self, _lvol: Uuid, _offset: u64, _length: usize) -> Result<Vec<u8>> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn read(&self, lvol: Uuid, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.at_home(move |lv, shard| async move {
+            let io = LvolIo::open(&shard, &lv, lvol)?;
+            let end = inside(&io, offset, length as u64)?;
+            let mut out = Vec::with_capacity(length);
+            let block = u64::from(io.block_size());
+            let mut at = offset;
+            while at < end {
+                let from = at / block * block;
+                let to = (from + PIECE).min(end.next_multiple_of(block));
+                let buf = shard.buf((to - from) as usize).slice(0, (to - from) as usize);
+                io.read(from, buf.clone()).await?;
+                let stop = end.min(to);
+                buf.slice((at - from) as usize, (stop - at) as usize).with(|b| out.extend_from_slice(b));
+                at = stop;
+            }
+            Ok(out)
+        })
+        .await
     }
+
     /// Writes bytes; any offset and length inside the lvol. Not durable before `flush`.
-    pub async fn write(&self, _lvol: Uuid, _offset: u64, _data: Vec<u8>) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn write(&self, lvol: Uuid, offset: u64, data: Vec<u8>) -> Result<()> {
+        self.at_home(move |lv, shard| async move {
+            let io = LvolIo::open(&shard, &lv, lvol)?;
+            let end = inside(&io, offset, data.len() as u64)?;
+            let block = u64::from(io.block_size());
+            let mut at = offset;
+            while at < end {
+                let from = at / block * block;
+                let to = (from + PIECE).min(end.next_multiple_of(block));
+                let buf = shard.buf((to - from) as usize).slice(0, (to - from) as usize);
+                let stop = end.min(to);
+                if at > from || stop < to {
+                    io.read(from, buf.clone()).await?;
+                }
+                let part = &data[(at - offset) as usize..(stop - offset) as usize];
+                buf.copy_in((at - from) as usize, part);
+                io.write(from, buf, false).await?;
+                at = stop;
+            }
+            Ok(())
+        })
+        .await
     }
+
     /// Whole blocks; the range reads zero afterwards.
-    pub async fn discard(&self, _lvol: Uuid, _offset: u64, _length: u64) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+    pub async fn discard(&self, lvol: Uuid, offset: u64, length: u64) -> Result<()> {
+        self.at_home(move |lv, shard| async move { LvolIo::open(&shard, &lv, lvol)?.discard(offset, length).await })
+            .await
     }
-    pub async fn flush(&self, _lvol: Uuid) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+
+    pub async fn flush(&self, lvol: Uuid) -> Result<()> {
+        self.at_home(move |lv, shard| async move { LvolIo::open(&shard, &lv, lvol)?.flush().await }).await
     }
-    /// Makes the lvol a kernel block device (`/dev/loopN`) by a one-file FUSE file system mounted below `dir` and a loop
-    /// device with direct I/O on it. Snapshots are exported read-only. Asking again answers with the same export.
-    pub async fn export_fuse(&self, _lvol: Uuid, _dir: &Path, _read_only: bool) -> Result<Export> {
-        Err(err!(Unsupported, "not built yet"))
-    }
-    /// The export of a lvol, if it has one.
-    pub fn export_of(&self, _lvol: Uuid) -> Option<Export> {
-        None
-    }
+
     /// Verifies every invariant; online, without stopping I/O.
     pub async fn check(&self) -> Result<Vec<Finding>> {
-        Err(err!(Unsupported, "not built yet"))
+        self.at_home(|lv, shard| async move { lv.check(&shard).await }).await
     }
+
     /// Finishes whatever is private, so that a close leaves a plain SPDK store.
     pub async fn seal(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.at_home(|lv, shard| async move { lv.seal(&shard).await }).await
     }
+
     /// Takes up the room that the device gained.
     pub async fn grow(&self) -> Result<StoreInfo> {
-        Err(err!(Unsupported, "not built yet"))
+        self.at_home(|lv, shard| async move { lv.grow(&shard).await }).await
     }
+
     /// Everything durable, clean mark set, lock released. `Busy` while something is exported.
     pub async fn close(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.at_home(|lv, shard| async move { lv.close(&shard).await }).await
+    }
+}
+
+/// The end of a range, if the range lies inside the lvol.
+fn inside(io: &LvolIo, offset: u64, length: u64) -> Result<u64> {
+    match offset.checked_add(length).filter(|end| *end <= io.size()) {
+        Some(end) => Ok(end),
+        None => Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!("{length} bytes at {offset} reach beyond the end of the lvol ({} bytes)", io.size()),
+        )),
+    }
+}
+
+/// A lvol reachable as a kernel block device. Dropping it does *not* take the device away; [`Export::stop`] does.
+#[derive(Clone)]
+pub struct Export {
+    lvol: Uuid,
+    fuse: FuseExport,
+    exports: Exports,
+    lv: Arc<Lvstore>,
+}
+
+impl Store {
+    /// Makes the lvol a kernel block device (`/dev/loopN`) by a one-file FUSE file system mounted below `dir` and a loop
+    /// device with direct I/O on it. Snapshots are exported read-only. Asking again answers with the same export.
+    pub async fn export_fuse(&self, lvol: Uuid, dir: &Path, read_only: bool) -> Result<Export> {
+        // One at a time: two must not make two devices of one lvol.
+        let _one = self.exporting.acquire().await;
+        let info = self.lv.lvol(lvol)?;
+        let read_only = read_only || info.kind == LvolKind::Snapshot || self.lv.read_only;
+        if let Some(export) = self.export_of(lvol) {
+            if export.read_only() != read_only {
+                let how = if read_only { "read-write" } else { "read-only" };
+                return Err(err!(Busy, "lvol {} is exported {how} as {}", info.name, export.device().display()));
+            }
+            return Ok(export);
+        }
+        let shards = &self.engine.shards;
+        let shard = shards[lvol.as_u128() as usize % shards.len()].clone();
+        let lv = self.lv.clone();
+        let factory = Box::new(move |shard: &Shard| LvolIo::open(shard, &lv, lvol));
+        let fuse = FuseExport::start(vec![(shard, factory)], dir, &lvol.to_string(), read_only).await?;
+        let export = Export { lvol, fuse, exports: self.exports.clone(), lv: self.lv.clone() };
+        self.lv.set_exports(lvol, vec![export.device().display().to_string()]);
+        lock(&self.exports).insert(lvol, export.clone());
+        Ok(export)
+    }
+
+    /// The export of a lvol, if it has one.
+    pub fn export_of(&self, lvol: Uuid) -> Option<Export> {
+        lock(&self.exports).get(&lvol).cloned()
+    }
+
+    /// Every export of the store.
+    pub fn exports(&self) -> Vec<Export> {
+        lock(&self.exports).values().cloned().collect()
     }
 }
 
 impl Export {
     pub fn lvol(&self) -> Uuid {
-        Uuid::nil()
+        self.lvol
     }
+
     /// `/dev/loopN`
     pub fn device(&self) -> PathBuf {
-        PathBuf::new()
+        self.fuse.device()
     }
+
     pub fn read_only(&self) -> bool {
-        false
+        self.fuse.read_only()
     }
+
     /// After `Store::resize`: the block device takes the new size.
     pub async fn refresh_size(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.fuse.refresh_size().await
     }
+
     /// Takes the device away: loop device, then FUSE mount. `Busy` while the device is mounted or open.
     pub async fn stop(&self) -> Result<()> {
-        Err(err!(Unsupported, "not built yet"))
+        self.fuse.stop().await?;
+        lock(&self.exports).remove(&self.lvol);
+        self.lv.set_exports(self.lvol, Vec::new());
+        Ok(())
     }
-}
-
-/// Removes loop devices and FUSE mounts below `dir` that a dead process left behind. Answers with what was removed.
-pub fn remove_dead_exports(_dir: &Path) -> Result<Vec<String>> {
-    Err(err!(Unsupported, "not built yet"))
 }

@@ -12,10 +12,18 @@
 //! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
 
 pub mod api;
+pub mod device;
 pub mod error;
+pub mod export;
 pub mod format;
 mod handle;
+pub mod lvol;
+pub mod shard;
+pub mod sim;
+pub mod store;
+pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
-pub use handle::{Engine, Export, Store, remove_dead_exports};
+pub use export::remove_dead_exports;
+pub use handle::{Engine, Export, Store};

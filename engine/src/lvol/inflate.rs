@@ -1,0 +1,275 @@
+//! Inflate (own everything that is read from ancestors) and decouple (own what the direct parent owns), then cut the link.
+//!
+//! Cluster by cluster while I/O goes on; cut off at any point, what was copied stays and nothing that is read changes.
+
+use super::Lvol;
+use super::io::{LvolIo, Seen};
+use crate::api::{LvolInfo, Progress};
+use crate::error::{Result, err};
+use crate::format::page::blob_id;
+use crate::shard::Shard;
+use crate::shard::sync::lock;
+use crate::store::Lvstore;
+use crate::store::core::{Core, Lid};
+use crate::store::map::{Entry, LEAF_CLUSTERS};
+use futures_util::future::try_join_all;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use uuid::Uuid;
+
+/// Clusters copied side by side.
+const COPIES: usize = 8;
+
+/// A step of hiding what a grandparent has behind a parent's end.
+enum Mask {
+    Load(Arc<Lvol>, u64),
+    Stepped,
+}
+
+impl Core {
+    /// When the parent goes out of the way, what the grandparent has behind the parent's end must not show.
+    fn mask_behind_parent(&mut self, lvol: &Arc<Lvol>, masked_to: &mut u64) -> Result<Option<Mask>> {
+        let r = self.record(lvol.lid)?;
+        let Some(parent) = r.parent.and_then(|p| self.records.get(&p)) else { return Ok(None) };
+        let Some(grandparent) = parent.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
+        let limit = r.clusters().min(grandparent.clusters());
+        let from = parent.clusters().max(*masked_to);
+        if from >= limit {
+            return Ok(None);
+        }
+        let grandparent = grandparent.hot.clone();
+        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
+        if let Some(missing) = self.hide_from(lvol, &grandparent, from, to)? {
+            return Ok(Some(Mask::Load(missing, from)));
+        }
+        *masked_to = to;
+        Ok(Some(Mask::Stepped))
+    }
+}
+
+/// Called now and then; `false` cancels.
+pub type OnProgress = Box<dyn FnMut(Progress) -> bool + Send>;
+
+impl Lvstore {
+    pub async fn inflate(self: &Arc<Self>, shard: &Shard, uuid: Uuid, progress: OnProgress) -> Result<LvolInfo> {
+        self.detach(shard, uuid, true, progress).await
+    }
+
+    pub async fn decouple(self: &Arc<Self>, shard: &Shard, uuid: Uuid, progress: OnProgress) -> Result<LvolInfo> {
+        self.detach(shard, uuid, false, progress).await
+    }
+
+    async fn detach(
+        self: &Arc<Self>,
+        shard: &Shard,
+        uuid: Uuid,
+        all: bool,
+        mut progress: OnProgress,
+    ) -> Result<LvolInfo> {
+        self.activate(shard).await?;
+        let what = if all { "inflate" } else { "decouple" };
+        let (lid, io) = {
+            let mut core = lock(&self.core);
+            core.may_change()?;
+            let lid = core.idle(uuid)?;
+            let r = core.record_mut(lid)?;
+            if r.hidden {
+                return Err(err!(NotFound, "lvol {uuid} was deleted"));
+            }
+            if r.is_snapshot() {
+                return Err(err!(ReadOnly, "{} is a snapshot: {what} works on writable lvols", r.name()));
+            }
+            if r.hot.external.load(Ordering::Relaxed) {
+                return Err(err!(Unsupported, "lvol {}: its external parent cannot be reached yet", r.name()));
+            }
+            if r.parent.is_none() {
+                if all {
+                    return self.describe(&core, lid);
+                }
+                return Err(err!(Invalid, "lvol {} has no parent to be decoupled from", r.name()));
+            }
+            r.busy = Some(what);
+            let io = LvolIo::for_lvol(self, self.local(shard)?, r.hot.clone());
+            (lid, io)
+        };
+        let result = self.detach_checked(shard, lid, &io, all, &mut progress).await;
+        drop(io);
+        if let Ok(r) = lock(&self.core).record_mut(lid) {
+            r.busy = None;
+        }
+        let old_parent = result?;
+        self.collapse(shard, old_parent);
+        self.commit().await?;
+        self.describe(&lock(&self.core), lid)
+    }
+
+    /// Answers with the former parent.
+    async fn detach_checked(
+        self: &Arc<Self>,
+        shard: &Shard,
+        lid: Lid,
+        io: &LvolIo,
+        all: bool,
+        progress: &mut OnProgress,
+    ) -> Result<Lid> {
+        let lvol = io.lvol().clone();
+        // The lvol may grow meanwhile; what it grows into has nothing inherited.
+        let clusters = lvol.clusters();
+        let mut at = 0;
+        while at < clusters {
+            let todo = self.inherited(shard, lid, &lvol, at, all).await?;
+            for group in todo.chunks(COPIES) {
+                try_join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await?;
+            }
+            at = ((at / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS).min(clusters);
+            if !progress(Progress { done: at, total: clusters }) {
+                return Err(err!(Cancelled, "cancelled; what was copied stays, and the lvol still has its parent"));
+            }
+        }
+        let mut masked_to = 0;
+        let (parent, grandparent) = loop {
+            self.batch_room(8).await?;
+            let missing = if all { None } else { lock(&self.core).mask_behind_parent(&lvol, &mut masked_to)? };
+            match missing {
+                Some(Mask::Load(lvol, at)) => {
+                    self.load_leaf(shard, &lvol, at).await?;
+                    continue;
+                }
+                Some(Mask::Stepped) => continue,
+                None => {}
+            }
+            let mut core = lock(&self.core);
+            core.may_change()?;
+            if !all && core.mask_behind_parent(&lvol, &mut masked_to)?.is_some() {
+                // It grew meanwhile.
+                continue;
+            }
+            let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
+            let grandparent = if all { None } else { core.record(parent)?.parent };
+            let id = match grandparent {
+                Some(g) => Some(blob_id(core.record(g)?.root())),
+                None => None,
+            };
+            core.update_meta(lid, |meta| {
+                meta.set_snapshot_parent(id);
+                Ok(())
+            })?;
+            core.record_mut(lid)?.parent = grandparent;
+            if let Ok(p) = core.record_mut(parent) {
+                p.children.remove(&lid);
+            }
+            if let Some(g) = grandparent {
+                core.record_mut(g)?.children.insert(lid);
+            }
+            break (parent, grandparent);
+        };
+        if grandparent.is_none() {
+            // Nothing is left that a zero mark could hide.
+            self.drop_zero_marks(shard, &lvol).await?;
+        }
+        Ok(parent)
+    }
+
+    /// The clusters of the leaf at `at` that have to be copied. Zero marks of the parent are taken over at once.
+    async fn inherited(&self, shard: &Shard, lid: Lid, lvol: &Arc<Lvol>, at: u64, all: bool) -> Result<Vec<u64>> {
+        loop {
+            self.load_leaf(shard, lvol, at).await?;
+            let parent = {
+                let core = lock(&self.core);
+                core.record(lid)?.parent.and_then(|p| core.records.get(&p)).map(|p| p.hot.clone())
+            };
+            if let Some(p) = &parent
+                && at < p.clusters()
+            {
+                self.load_leaf(shard, p, at).await?;
+            }
+            self.batch_room(6).await?;
+            let mut core = lock(&self.core);
+            let (map, token) = (lvol.map.load_full(), lvol.token());
+            let parent_map = parent.as_ref().map(|p| (p.map.load_full(), p.token()));
+            let mut todo = Vec::new();
+            let mut complete = true;
+            for cluster in at..(at + LEAF_CLUSTERS).min(lvol.clusters()) {
+                let Some(seen) = Seen::of(&map, token, cluster) else {
+                    complete = false;
+                    break;
+                };
+                if seen.mine || seen.entry == Entry::NONE {
+                    continue;
+                }
+                let from_parent =
+                    parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).is_some_and(|s| s.mine);
+                if !all && !from_parent {
+                    continue;
+                }
+                if seen.entry.is_zero_mark() {
+                    if !all {
+                        core.set_entry(lid, cluster, Entry::OWN_ZERO)?;
+                    }
+                    continue;
+                }
+                todo.push(cluster);
+            }
+            if complete {
+                return Ok(todo);
+            }
+        }
+    }
+
+    /// Turns zero marks of a lvol without parent into nothing.
+    async fn drop_zero_marks(&self, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
+        self.each_zero_mark(shard, lvol, |core, cluster| core.set_entry(lvol.lid, cluster, Entry::NONE)).await
+    }
+
+    async fn each_zero_mark(
+        &self,
+        shard: &Shard,
+        lvol: &Arc<Lvol>,
+        mut change: impl FnMut(&mut Core, u64) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < lvol.clusters() {
+            let skip = {
+                let core = lock(&self.core);
+                let r = core.record(lvol.lid)?;
+                if r.zero_marks == 0 {
+                    return Ok(());
+                }
+                r.eps().get((at / LEAF_CLUSTERS) as usize).is_none_or(|p| *p == 0)
+            };
+            if !skip {
+                self.batch_room(4).await?;
+                self.load_leaf(shard, lvol, at).await?;
+                let mut core = lock(&self.core);
+                let (map, token) = (lvol.map.load_full(), lvol.token());
+                for cluster in at..(at + LEAF_CLUSTERS).min(lvol.clusters()) {
+                    match Seen::of(&map, token, cluster) {
+                        Some(s) if s.mine && s.entry.is_zero_mark() => change(&mut core, cluster)?,
+                        _ => {}
+                    }
+                }
+            }
+            at += LEAF_CLUSTERS;
+        }
+        Ok(())
+    }
+
+    /// Gives every zero mark of a lvol a cluster of zeroes, so that SPDK reads the same.
+    pub(crate) async fn fill_zero_marks(self: &Arc<Self>, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
+        let mut marked = Vec::new();
+        let has_parent = lock(&self.core).record(lvol.lid)?.parent.is_some();
+        if !has_parent {
+            return self.drop_zero_marks(shard, lvol).await;
+        }
+        self.each_zero_mark(shard, lvol, |_, cluster| {
+            marked.push(cluster);
+            Ok(())
+        })
+        .await?;
+        let io = LvolIo::for_lvol(self, self.local(shard)?, lvol.clone());
+        for cluster in marked {
+            io.handle().fill_zero(cluster).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! Leaving a store: everything durable and home, nothing private left, marked clean for SPDK.
+//!
+//! ```text
+//!   background work ends ▶ commit ▶ all home ▶ flush ▶ system blob's root gone ▶ masks ▶ flush ▶ copy ▶ flush ▶ page 0
+//! ```
+//!
+//! If something private must stay (many zero marks and no order to seal), the store stays marked as ours with an empty
+//! journal; `info` says what is left.
+
+use super::Lvstore;
+use super::core::Core;
+use super::create::write_masks;
+use super::info::seal_work;
+use crate::error::{Result, err};
+use crate::format::{BSTYPE_LVOLSTORE, Bits, PAGE_SIZE, Private, PrivateState};
+use crate::shard::Shard;
+use crate::shard::sync::{lock, wait_until};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+/// A close fills at most these many bytes of zero marks by itself.
+const SEAL_BY_ITSELF: u64 = 256 << 20;
+
+impl Lvstore {
+    /// Finishes whatever is private, so that a close leaves a plain SPDK store. I/O goes on meanwhile.
+    pub async fn seal(self: &Arc<Self>, shard: &Shard) -> Result<()> {
+        self.activate(shard).await?;
+        self.background_done().await;
+        let marked: Vec<_> = {
+            let core = lock(&self.core);
+            core.records.values().filter(|r| r.zero_marks > 0).map(|r| r.hot.clone()).collect()
+        };
+        for lvol in marked {
+            self.fill_zero_marks(shard, &lvol).await?;
+        }
+        self.commit().await
+    }
+
+    /// Closes the store. `Busy` while a lvol is open.
+    pub async fn close(self: &Arc<Self>, shard: &Shard) -> Result<()> {
+        {
+            let core = lock(&self.core);
+            if core.closing {
+                return Ok(());
+            }
+            if let Some(r) = core.records.values().find(|r| r.hot.is_open()) {
+                return Err(err!(Busy, "lvol {}/{} is in use; stop its exports first", core.name, r.name()));
+            }
+        }
+        let result = self.leave(shard).await;
+        {
+            let mut core = lock(&self.core);
+            if core.failed.is_none() && result.is_err() && !core.closing {
+                // Nothing was torn down: the caller may try again.
+                core.leaving = false;
+                return result;
+            }
+            core.leaving = true;
+            core.closing = true;
+            core.durable_wait.wake_all();
+            core.writer_wait.wake_all();
+            core.reclaim.wait.wake_all();
+        }
+        wait_until(&self.running, |(count, wait), cx| {
+            if *count == 0 {
+                return Poll::Ready(());
+            }
+            wait.register(cx);
+            Poll::Pending
+        })
+        .await;
+        for handle in &self.shards {
+            let key = self.key;
+            let gone = handle.call(move |shard| async move {
+                shard.local_remove(key);
+                Ok(())
+            });
+            gone.await?;
+        }
+        self.device.unlock();
+        result
+    }
+
+    async fn leave(self: &Arc<Self>, shard: &Shard) -> Result<()> {
+        if !self.active.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let small = {
+            let core = lock(&self.core);
+            let marks: u64 = core.records.values().map(|r| r.zero_marks).sum();
+            marks > 0 && marks * self.cluster_size() <= SEAL_BY_ITSELF && core.clusters.unreserved() > 2 * marks
+        };
+        if small {
+            self.seal(shard).await?;
+        }
+        self.background_done().await;
+        {
+            let mut core = lock(&self.core);
+            if let Some(r) = core.records.values().find(|r| r.hot.is_open() || r.busy.is_some()) {
+                return Err(err!(Busy, "lvol {}/{} is in use; stop its exports first", core.name, r.name()));
+            }
+            core.leaving = true;
+        }
+        loop {
+            self.commit().await?;
+            self.reclaimed().await?;
+            let core = lock(&self.core);
+            if let Some(why) = &core.failed {
+                return Err(err!(Failed, "lvstore {}: {why}", core.name));
+            }
+            if !core.has_pending() && core.reclaim.is_idle() {
+                break;
+            }
+        }
+        let local = self.local(shard)?;
+        let port = &local.port;
+        let mut journal = self.journal.acquire().await;
+        let Some(area) = journal.as_mut() else { return Ok(()) };
+        self.checkpoint(port, area).await?;
+        let (plain, system_root, masks, mut image, generation) = {
+            let core = lock(&self.core);
+            let generation = core.super_block.private()?.map_or(1, |p| p.generation + 1);
+            let plain = seal_work(&core).is_empty();
+            (
+                plain,
+                core.system_pages.first().copied(),
+                core.masks_without_system(),
+                core.super_block.clone(),
+                generation,
+            )
+        };
+        if !plain {
+            return Ok(());
+        }
+        let zero = [0u8; PAGE_SIZE];
+        self.write_pages(port, system_root.iter().map(|n| (*n, &zero[..]))).await?;
+        let geo = lock(&self.core).geo.clone();
+        let (pages, clusters, ids) = masks;
+        write_masks(port, &geo, &pages, &clusters, &ids).await?;
+        image.bstype = BSTYPE_LVOLSTORE;
+        image.clean = 1;
+        let uuid = area.store_uuid;
+        image.set_private(Some(&Private {
+            state: PrivateState::None,
+            generation,
+            store_uuid: *uuid.as_bytes(),
+            extents: Vec::new(),
+        }))?;
+        self.replace_super(port, area, image, generation).await
+    }
+
+    /// Waits until no merge is running.
+    pub async fn background_done(&self) {
+        wait_until(&self.core, |core, cx| {
+            if core.merges == 0 || core.failed.is_some() {
+                return Poll::Ready(());
+            }
+            core.reclaim.idle_wait.register(cx);
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Core {
+    /// Masks as they are when the system area is gone: pages, clusters, blob ids.
+    fn masks_without_system(&self) -> (Bits, Bits, Bits) {
+        let mut pages = self.pages.used_bits().clone();
+        self.system_pages.iter().for_each(|p| {
+            pages.clear(*p);
+        });
+        let mut clusters = self.clusters.used_bits().clone();
+        for (start, len) in self.system_extents() {
+            (start..start + len).for_each(|c| {
+                clusters.clear(c);
+            });
+        }
+        let mut ids = Bits::new(pages.len());
+        ids.set(self.super_chain.first().copied().unwrap_or(0));
+        self.records.values().for_each(|r| {
+            ids.set(r.root());
+        });
+        (pages, clusters, ids)
+    }
+}

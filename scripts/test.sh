@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Runs the tests as named steps, each with its time, and goes on after a failure so that one run shows all of them.
+#
+#   scripts/test.sh                all steps
+#   scripts/test.sh --fast         the fast ones (make check)
+#   scripts/test.sh --list         what there is
+#   scripts/test.sh NAME…          only these
+#
+# A step's output is also kept in target/test-logs/NAME.log. The last line is "N passed, N failed", counted in steps.
+# To add a step: one line in the table below.
+set -uo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT" || exit 1
+
+names=() kinds=() texts=() commands=()
+# step NAME fast|full TEXT COMMAND (one string for bash)
+step() {
+    names+=("$1") kinds+=("$2") texts+=("$3") commands+=("$4")
+}
+
+# -- the table ------------------------------------------------------------------------------------------------------
+step unit fast "unit and integration tests" \
+    "cargo test --workspace"
+step simulator full "the real engine on a simulated disk: crashes, faults, deliberate bugs" \
+    "cargo test --profile simulate -p coppice-engine --features sim"
+step fuzz full "every parser of bytes from outside, 5 s each" \
+    "scripts/fuzz.sh 5"
+step build full "the release binary, which the next steps use" \
+    "cargo build --release -p coppice"
+step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
+    "scripts/csi-sanity.sh"
+step demo full "the demo: plain, interrupted, twice at once" \
+    "scripts/demo-test.sh"
+# -------------------------------------------------------------------------------------------------------------------
+
+index_of() {
+    local i
+    for i in "${!names[@]}"; do [[ ${names[i]} == "$1" ]] && say "$i" && return; done
+    die "no step \"$1\"; there are: ${names[*]}"
+}
+
+chosen=()
+case ${1:-} in
+--list)
+    for i in "${!names[@]}"; do printf '%-12s %-5s %s\n' "${names[i]}" "${kinds[i]}" "${texts[i]}"; done
+    exit 0
+    ;;
+--fast) for i in "${!names[@]}"; do [[ ${kinds[i]} == fast ]] && chosen+=("$i"); done ;;
+"") chosen=("${!names[@]}") ;;
+*) for name in "$@"; do
+    i=$(index_of "$name") || exit 1
+    chosen+=("$i")
+done ;;
+esac
+
+logs=$TARGET_DIR/test-logs
+mkdir -p "$logs"
+passed=0 failed=0 results=()
+began=$(now)
+for i in "${chosen[@]}"; do
+    start=$(now)
+    say "== ${names[i]}: ${texts[i]}"
+    # The pipe waits for tee, so the log is complete when the step is; pipefail hands on the step's own status.
+    if bash -c "${commands[i]}" </dev/null 2>&1 | tee "$logs/${names[i]}.log"; then
+        result=ok passed=$((passed + 1))
+    else
+        result=FAILED failed=$((failed + 1))
+    fi
+    results+=("$(printf '%-12s %8s s  %s' "${names[i]}" "$(since "$start")" "$result")")
+    say "== ${names[i]}: $result after $(since "$start") s"
+done
+
+say
+printf '%s\n' "${results[@]}"
+printf '%-12s %8s s\n' total "$(since "$began")"
+# CI adds its own parts to these.
+if [[ -n ${COPPICE_TEST_COUNTS:-} ]]; then say "$passed $failed" >"$COPPICE_TEST_COUNTS"; fi
+say "$passed passed, $failed failed"
+((failed == 0))
