@@ -226,8 +226,19 @@ pub fn check_path(path: &str, what: &str) -> Result<PathBuf> {
     if !path.is_absolute() || climbs {
         return Err(Error::Invalid(format!("the {what} {} is not an absolute path without ..", path.display())));
     }
-    // As mountinfo writes it: no doubled or trailing slashes.
-    Ok(path.components().collect())
+    Ok(resolve(&path))
+}
+
+/// The path as mountinfo writes it: no symbolic links on the way, no doubled or trailing slashes. The last part itself is
+/// not followed: it may be a dead mount, or not there yet.
+pub fn resolve(path: &Path) -> PathBuf {
+    let plain: PathBuf = path.components().collect();
+    for ancestor in plain.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (ancestor.canonicalize(), plain.strip_prefix(ancestor)) {
+            return real.join(rest);
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -251,8 +262,12 @@ mod tests {
         for bad in ["", "a/b", "/a/../b"] {
             assert!(matches!(check_path(bad, "target path"), Err(Error::Invalid(_))), "{bad}");
         }
-        assert_eq!(check_path("/a//b/", "target path")?, Path::new("/a/b"));
+        assert_eq!(check_path("/nowhere//b/", "target path")?, Path::new("/nowhere/b"));
         let dir = tempfile::tempdir()?;
+        let real = dir.path().canonicalize()?;
+        std::fs::create_dir(real.join("real"))?;
+        std::os::unix::fs::symlink(real.join("real"), real.join("link"))?;
+        assert_eq!(resolve(&real.join("link/x/y")), real.join("real/x/y"), "mountinfo knows no links");
         let full = dir.path().join("full");
         std::fs::create_dir(&full)?;
         std::fs::write(full.join("kept"), b"data")?;

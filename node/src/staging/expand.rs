@@ -2,6 +2,7 @@
 
 use super::Node;
 use super::stage::key;
+use crate::host::mount::resolve;
 use crate::host::{device, grow, mountinfo};
 use crate::{Error, Result};
 use coppice_proto::attributes::reported_size;
@@ -22,7 +23,7 @@ impl Node {
         if limit != 0 && size > limit {
             return Err(Error::OutOfRange(format!("the volume {id} has {size} bytes, more than the limit of {limit}")));
         }
-        let path = Path::new(path);
+        let path = &resolve(Path::new(path));
         let not_there = || Error::NotFound(format!("the volume {id} is not at {}", path.display()));
         let export = store.export_of(lvol.uuid).ok_or_else(not_there)?;
         let device = export.device();
@@ -31,7 +32,7 @@ impl Node {
         let there = match mountinfo::at(path)? {
             Some(there) if there.is_of(&device, number) => Some(there),
             // A block volume's staging path holds nothing.
-            None if record.as_ref().is_some_and(|r| r.fs_type.is_none() && r.staging == path) => None,
+            None if record.as_ref().is_some_and(|r| r.fs_type.is_none() && r.staging == *path) => None,
             _ => return Err(not_there()),
         };
         export.refresh_size().await?;

@@ -3,6 +3,7 @@
 use super::Node;
 use crate::error::Doing;
 use crate::host::command::blocking;
+use crate::host::mount::resolve;
 use crate::host::{device, mountinfo};
 use crate::{Error, Result};
 use std::path::Path;
@@ -27,7 +28,7 @@ pub struct Amount {
 impl Node {
     pub async fn stats(&self, id: &str, path: &str) -> Result<Usage> {
         let (store, lvol) = self.find(id).await?;
-        let path = Path::new(path);
+        let path = &resolve(Path::new(path));
         let not_there = || Error::NotFound(format!("the volume {id} is not at {}", path.display()));
         let export = store.export_of(lvol.uuid).ok_or_else(not_there)?;
         let device = export.device();
