@@ -12,7 +12,7 @@ pub const CSI_SIZE: &str = "coppice.csi.size";
 pub const CSI_SOURCE: &str = "coppice.csi.source";
 /// Nanoseconds since 1970 at which it was made, in decimal.
 pub const CSI_CREATED: &str = "coppice.csi.created";
-/// Of a hidden snapshot: name of the CreateVolume request for whose clone it was taken.
+/// Of a snapshot that CSI does not show: name of the CreateVolume request for whose clone it was taken.
 pub const CSI_CLONE_FOR: &str = "coppice.csi.clone-for";
 /// File system that the volume's class asks for.
 pub const CSI_FSTYPE: &str = "coppice.csi.fstype";

@@ -2,6 +2,7 @@
 //! by which the control plane finds its way in the engine's metadata. No behaviour.
 
 pub mod attributes;
+pub mod calls;
 pub mod capability;
 pub mod convert;
 pub mod status;

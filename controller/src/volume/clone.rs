@@ -1,12 +1,13 @@
-//! A volume from a volume: a hidden snapshot of the source, then a clone of it.
+//! A volume from a volume: a snapshot of the source that CSI never shows, then a clone of it.
 //!
 //! ```text
-//!   nothing ──snapshot──▶ hidden snapshot, marked with the request's name ──clone──▶ the volume
-//!                              │ killed here: a retry finds the mark and goes on;
-//!                              └ no retry comes: `sweep`, at the next start, removes it
+//!   nothing ──snapshot──▶ snapshot, marked with the request's name ──clone──▶ the volume ──deferred delete──▶ hidden
+//!                              │ killed here: a retry finds the mark and goes on;      │ killed here:
+//!                              └ no retry comes: `sweep`, at the next start, removes it └ `sweep` hides it
 //! ```
 //!
-//! The engine reclaims the hidden snapshot when its last clone goes.
+//! The mark, not the hiding, is what takes the snapshot out of CSI's sight: while it has a single reader a deletion still
+//! undoes it at once. Hidden, the engine reclaims it when its last clone goes.
 
 use super::create::{CreateVolume, check_clone, named, source_volume};
 use super::{Consistency, Error, Pool, Result, Source, Volumes};
@@ -35,7 +36,12 @@ pub async fn create_from_volume(
     };
     let source_id = Source::Volume(source.uuid);
     match volumes.clone_of(request, source_id, &source, &snapshot, pools, lvols).await {
-        Ok(lvol) => Ok(lvol),
+        Ok(lvol) => {
+            if let Err(e) = volumes.backend.delete(snapshot.uuid, true).await {
+                warn!(volume = %lvol.uuid, snapshot = %snapshot.uuid, "hidden at the next start: {e}");
+            }
+            Ok(lvol)
+        }
         Err(error) => {
             undo(volumes, &request.name, &snapshot).await?;
             Err(error)
@@ -52,22 +58,28 @@ async fn take(volumes: &Volumes, request: &CreateVolume, source: &LvolInfo) -> R
         name: format!(".clone-{uuid}"),
         uuid: Some(uuid),
         attributes,
-        hidden: true,
+        hidden: false,
     };
     volumes.backend.snapshot(how, Consistency::Sync).await
 }
 
-/// The hidden snapshot that an earlier try of the request left.
+/// True for a snapshot that exists only between a volume and its clone.
+pub(super) fn is_between(lvol: &LvolInfo) -> bool {
+    lvol.kind == LvolKind::Snapshot && lvol.attributes.contains_key(attributes::CSI_CLONE_FOR)
+}
+
+/// The snapshot that an earlier try of the request left.
 fn marked<'a>(lvols: &'a [LvolInfo], request: &str, source: Uuid) -> Option<&'a LvolInfo> {
     let source = source.to_string();
     lvols.iter().find(|lvol| {
-        lvol.kind == LvolKind::Snapshot
+        is_between(lvol)
+            && lvol.state != LvolState::Hidden
             && lvol.attributes.get(attributes::CSI_CLONE_FOR).is_some_and(|name| name == request)
             && lvol.attributes.get(attributes::CSI_SOURCE) == Some(&source)
     })
 }
 
-/// Removes the hidden snapshot of a failed creation, unless the clone is there after all.
+/// Removes the snapshot of a failed creation, unless the clone is there after all.
 async fn undo(volumes: &Volumes, request: &str, snapshot: &LvolInfo) -> Result<()> {
     let lvols = volumes.backend.lvols().await?;
     if named(&lvols, request).is_some() {
@@ -79,30 +91,19 @@ async fn undo(volumes: &Volumes, request: &str, snapshot: &LvolInfo) -> Result<(
     })
 }
 
-/// Removes hidden snapshots that were taken for a clone which is not there. Answers with how many.
-///
-/// Such a snapshot has at most one child: the source, which went on from it.
+/// Puts away the snapshots that a killed predecessor left between a volume and its clone: one without a clone goes at
+/// once, one with a clone is hidden. Answers with how many there were.
 pub async fn sweep(volumes: &Volumes) -> Result<usize> {
+    let mut put_away = 0;
     let lvols = volumes.backend.lvols().await?;
-    let mut removed = 0;
-    for snapshot in &lvols {
-        let Some(request) = snapshot.attributes.get(attributes::CSI_CLONE_FOR) else { continue };
-        if snapshot.kind != LvolKind::Snapshot || snapshot.state != LvolState::Hidden {
-            continue;
-        }
-        let source = snapshot.attributes.get(attributes::CSI_SOURCE);
-        let is_source = |id: &Uuid| source == Some(&id.to_string());
-        let read_by_others = lvols.iter().any(|l| l.parent == Some(snapshot.uuid) && !is_source(&l.uuid));
-        if read_by_others {
-            continue;
-        }
+    for snapshot in lvols.iter().filter(|lvol| is_between(lvol) && lvol.state != LvolState::Hidden) {
         match volumes.backend.delete(snapshot.uuid, true).await {
             Ok(()) => {
-                info!(snapshot = %snapshot.uuid, name = request, "removed what an unfinished clone left");
-                removed += 1;
+                info!(snapshot = %snapshot.uuid, "put away what an unfinished clone left");
+                put_away += 1;
             }
             Err(e) => warn!(snapshot = %snapshot.uuid, "an unfinished clone's snapshot stays: {e}"),
         }
     }
-    Ok(removed)
+    Ok(put_away)
 }

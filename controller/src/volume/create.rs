@@ -105,7 +105,9 @@ impl Volumes {
             if size > largest {
                 let name = &pool.info.name;
                 let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
-                refusal = Error::OutOfRange(message);
+                if matches!(refusal, Error::NoSpace(_)) {
+                    refusal = Error::OutOfRange(message);
+                }
                 continue;
             }
             let uuid = Uuid::new_v4();
@@ -176,7 +178,14 @@ pub(super) fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Po
             format!("the source is in the lvstore {home}, the class asks for {lvstore}: they must be the same");
         return Err(Error::Invalid(message));
     }
-    if !candidates(request, pools)?.iter().any(|pool| pool.info.name == origin.lvstore) {
+    let home = candidates(request, pools)?.into_iter().find(|pool| pool.info.name == origin.lvstore);
+    if let Some(largest) = home.map(super::capacity::largest_bytes).filter(|largest| size > *largest) {
+        let home = &origin.lvstore;
+        return Err(Error::OutOfRange(format!(
+            "a volume of {size} bytes is larger than the lvstore {home} ({largest} bytes)"
+        )));
+    }
+    if home.is_none() {
         let home = &origin.lvstore;
         return Err(Error::NoSpace(format!(
             "the source is in the lvstore {home}, which the topology asked for excludes"

@@ -4,8 +4,8 @@
 //! or deleted in between.
 
 use super::snapshot::snapshot_from;
-use super::{Error, Result, Snapshot, Volume, Volumes, volume_from};
-use coppice_engine::{LvolInfo, LvolKind, LvolState};
+use super::{Error, Result, Snapshot, Volume, Volumes, is_seen, volume_from};
+use coppice_engine::LvolKind;
 use uuid::Uuid;
 
 /// Entries, and the token for more.
@@ -37,16 +37,11 @@ fn page<T>(mut items: Vec<T>, id: impl Fn(&T) -> Uuid, max_entries: i32, token: 
     Ok(Page { entries: items, next_token })
 }
 
-/// Damaged lvols are listed: a volume does not cease to exist because it cannot be opened.
-fn is_listed(lvol: &LvolInfo) -> bool {
-    lvol.state != LvolState::Hidden
-}
-
 impl Volumes {
     pub async fn list(&self, max_entries: i32, token: &str) -> Result<Page<Volume>> {
         let nodes = self.nodes().await?;
         let lvols = self.backend.lvols().await?;
-        let volumes = lvols.iter().filter(|lvol| is_listed(lvol) && lvol.kind != LvolKind::Snapshot);
+        let volumes = lvols.iter().filter(|lvol| is_seen(lvol) && lvol.kind != LvolKind::Snapshot);
         page(volumes.map(|lvol| volume_from(lvol, &nodes)).collect(), |v| v.id, max_entries, token)
     }
 
@@ -64,7 +59,7 @@ impl Volumes {
             |text: &str, found: &str| text.is_empty() || Uuid::parse_str(text).is_ok_and(|id| id.to_string() == found);
         let snapshots = lvols
             .iter()
-            .filter(|lvol| is_listed(lvol) && lvol.kind == LvolKind::Snapshot)
+            .filter(|lvol| is_seen(lvol) && lvol.kind == LvolKind::Snapshot)
             .map(|lvol| snapshot_from(lvol, &lvols, &nodes))
             .filter(|s| wanted(snapshot_id, &s.id.to_string()) && wanted(volume_id, &s.volume_id));
         page(snapshots.collect(), |s| s.id, max_entries, token)

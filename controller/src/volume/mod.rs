@@ -57,7 +57,7 @@ impl Volumes {
         Volumes { backend, turns: Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX)) }
     }
 
-    /// Finishes or undoes what a killed predecessor left: hidden snapshots taken for clones that were never made.
+    /// Finishes or undoes what a killed predecessor left: snapshots taken for clones that were never made.
     pub async fn recover(&self) -> Result<usize> {
         clone::sweep(self).await
     }
@@ -91,7 +91,7 @@ impl Volumes {
 
     async fn find(&self, id: &str) -> Result<Option<LvolInfo>> {
         let Ok(uuid) = Uuid::parse_str(id) else { return Ok(None) };
-        Ok(self.backend.lvol(uuid).await?.filter(|lvol| lvol.state != LvolState::Hidden))
+        Ok(self.backend.lvol(uuid).await?.filter(is_seen))
     }
 
     async fn volume_of(&self, lvol: &LvolInfo) -> Result<Volume> {
@@ -103,6 +103,12 @@ impl Volumes {
     async fn nodes(&self) -> Result<BTreeMap<String, String>> {
         Ok(self.backend.pools().await?.into_iter().map(|pool| (pool.info.name, pool.node)).collect())
     }
+}
+
+/// Hidden snapshots and those between a volume and its clone do not exist for CSI. Damaged lvols do: a volume does not
+/// cease to exist because it cannot be opened.
+fn is_seen(lvol: &LvolInfo) -> bool {
+    lvol.state != LvolState::Hidden && !clone::is_between(lvol)
 }
 
 fn volume_from(lvol: &LvolInfo, nodes: &BTreeMap<String, String>) -> Volume {
