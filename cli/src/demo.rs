@@ -78,14 +78,15 @@ async fn narrate(base: &Path, signals: &mut Signals) -> Result<bool> {
         shards: 2,
         alpha: false,
     };
-    let server = Server::start(config).await.context("start the server")?;
+    let mut server = Server::start(config).await.context("start the server")?;
     let life = tokio::select! {
         done = steps::run(base, &server) => done.map(|()| false),
         () = signals.any() => Ok(true),
     };
-    // A call that was interrupted runs to its end in the server; the clean-up queues behind it.
+    // A call that was interrupted runs to its end in the server: only then is it known what there is to undo.
+    server.drain().await;
     let undone = undo(&server, base).await;
-    let stopped = server.stop().await.context("stop the server");
+    let stopped = server.close().await.context("stop the server");
     let interrupted = life?;
     undone?;
     let in_use = stopped?;

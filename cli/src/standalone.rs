@@ -14,6 +14,7 @@ use coppice_engine::{Engine, EngineConfig, ErrorKind, OpenStore, Store};
 use coppice_node::admin::AdminService;
 use coppice_node::csi::NodeService;
 use coppice_node::staging::Node;
+use coppice_proto::calls::Calls;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
 use coppice_proto::csi::v1::node_server::NodeServer;
@@ -64,6 +65,7 @@ pub struct Server {
     engine: Engine,
     stores: Arc<[Store]>,
     node: Arc<Node>,
+    calls: Calls,
     stop: watch::Sender<bool>,
     serving: JoinSet<Result<()>>,
     sockets: [PathBuf; 2],
@@ -104,7 +106,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
             _ => warn!("a socket is not served any more"),
         },
     }
-    let in_use = server.stop().await?;
+    server.drain().await;
+    let in_use = server.close().await?;
     if !in_use.is_empty() {
         warn!("left in use, and without a server now: {}", in_use.join(", "));
     }
@@ -133,12 +136,13 @@ impl Server {
         let volumes = Arc::new(Volumes::new(Arc::new(backend)));
         volumes.recover().await.context("finish what a killed predecessor left")?;
 
+        let calls = Calls::default();
         let (stop, stopped) = watch::channel(false);
         let mut serving = JoinSet::new();
         let csi = Grpc::builder()
             .add_service(IdentityServer::new(IdentityService { alpha: config.alpha }))
-            .add_service(ControllerServer::new(ControllerService::new(volumes, config.alpha)))
-            .add_service(NodeServer::new(NodeService::new(node.clone(), config.node_id)));
+            .add_service(ControllerServer::new(ControllerService::new(volumes, calls.clone(), config.alpha)))
+            .add_service(NodeServer::new(NodeService::new(node.clone(), calls.clone(), config.node_id)));
         let admin_path = run_dir.join("admin.sock");
         let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
         let admin = Grpc::builder().add_service(admin);
@@ -156,7 +160,7 @@ impl Server {
             info!(lvstore = store.name(), path = %store.path().display(), "open");
         }
         info!(endpoint = %config.endpoint.display(), admin = %admin_path.display(), "serving");
-        Ok(Server { engine, stores, node, stop, serving, sockets: [config.endpoint, admin_path], _lock: lock })
+        Ok(Server { engine, stores, node, calls, stop, serving, sockets: [config.endpoint, admin_path], _lock: lock })
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -167,17 +171,20 @@ impl Server {
         &self.stores
     }
 
-    /// Ends the service. Volumes in use stay mounted, written out, and are named in the answer; their store is left as a
-    /// crash would leave it. All else is closed clean.
-    pub async fn stop(mut self) -> Result<Vec<String>> {
+    /// Serves nothing new and waits for the calls that run.
+    pub async fn drain(&mut self) {
         let _ = self.stop.send(true);
-        let drained = tokio::time::timeout(Duration::from_secs(DRAIN_SECONDS_MAX), async {
-            while self.serving.join_next().await.is_some() {}
-        });
-        if drained.await.is_err() {
+        let limit = Duration::from_secs(DRAIN_SECONDS_MAX);
+        let drained = tokio::time::timeout(limit, async { while self.serving.join_next().await.is_some() {} });
+        if drained.await.is_err() || !self.calls.finish(limit).await {
             warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off");
             self.serving.abort_all();
         }
+    }
+
+    /// The end of a drained server. Volumes in use stay mounted, written out, and are named in the answer; their store is
+    /// left as a crash would leave it. All else is closed clean.
+    pub async fn close(self) -> Result<Vec<String>> {
         let in_use = self.node.stop_unused().await?;
         let mut all_closed = true;
         for store in self.stores.iter() {
