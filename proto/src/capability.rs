@@ -61,8 +61,9 @@ impl Capability {
             Some(AccessType::Block(_)) => Access::Block,
             Some(AccessType::Mount(mount)) => {
                 if !mount.volume_mount_group.is_empty() {
-                    return Err("volume_mount_group is not supported; leave the group to kubelet (fsGroupPolicy: File)"
-                        .into());
+                    return Err(
+                        "volume_mount_group is not supported; leave the group to kubelet (fsGroupPolicy: File)".into(),
+                    );
                 }
                 Access::Mount { fs_type: mount.fs_type.clone(), flags: mount.mount_flags.clone() }
             }

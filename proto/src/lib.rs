@@ -5,6 +5,7 @@ pub mod attributes;
 pub mod capability;
 pub mod convert;
 pub mod status;
+pub mod turns;
 pub mod unix;
 
 /// The Container Storage Interface.

@@ -19,7 +19,9 @@ pub fn parse_endpoint(endpoint: &str) -> Result<PathBuf, String> {
         return Err(format!("endpoint {endpoint:?}: only unix sockets are served, as unix:///path/to/csi.sock"));
     }
     if !path.starts_with('/') {
-        return Err(format!("endpoint {endpoint:?}: the path of the socket must be absolute, as unix:///path/to/csi.sock"));
+        return Err(format!(
+            "endpoint {endpoint:?}: the path of the socket must be absolute, as unix:///path/to/csi.sock"
+        ));
     }
     Ok(PathBuf::from(path))
 }
@@ -57,6 +59,20 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, 128)?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
+}
+
+/// A channel over a stream that is connected already. It cannot be connected again.
+pub async fn over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            async move { stream }
+        }))
+        .await
 }
 
 /// A channel to the server at `path`; the connection is made at once, so that an absent server is seen here.

@@ -31,7 +31,8 @@ impl Identity for IdentityService {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let service = |kind: ServiceType| PluginCapability { r#type: Some(Type::Service(Service { r#type: kind.into() })) };
+        let service =
+            |kind: ServiceType| PluginCapability { r#type: Some(Type::Service(Service { r#type: kind.into() })) };
         let expansion = VolumeExpansion { r#type: ExpansionType::Online.into() };
         let mut capabilities = vec![
             service(ServiceType::ControllerService),

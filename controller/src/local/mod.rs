@@ -4,7 +4,7 @@ use crate::volume::{Backend, Consistency, Error, Pool, Result};
 use async_trait::async_trait;
 use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store};
 use std::sync::Arc;
-use tracing::error;
+use tracing::warn;
 use uuid::Uuid;
 
 /// Makes the file system on a mounted lvol hold still, or at least write itself out, around a snapshot.
@@ -80,12 +80,16 @@ impl Backend for LocalBackend {
         let store = self.home(lvol).await?;
         self.quiesce.before_snapshot(lvol, consistency).await?;
         let taken = store.snapshot(vec![how]).await;
-        if let Err(e) = self.quiesce.after_snapshot(lvol, consistency).await {
-            // The snapshot is what it is; the watchdog thaws what is still frozen.
-            error!(volume = %lvol, "after the snapshot: {e}");
-        }
+        let thawed = self.quiesce.after_snapshot(lvol, consistency).await;
         let missing = || Error::MayExist(format!("the snapshot {id:?} of {lvol} was taken but not described"));
-        taken?.into_iter().next().ok_or_else(missing)
+        let snapshot = taken?.into_iter().next().ok_or_else(missing)?;
+        if let Err(e) = thawed {
+            // The file system may have moved on before the snapshot was taken: it is not what was asked for.
+            warn!(volume = %lvol, snapshot = %snapshot.uuid, "the snapshot is given up: {e}");
+            store.delete(snapshot.uuid, true).await?;
+            return Err(e);
+        }
+        Ok(snapshot)
     }
 
     async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {

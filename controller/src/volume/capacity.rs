@@ -28,11 +28,7 @@ pub(super) fn largest_bytes(pool: &Pool) -> u64 {
 
 impl Volumes {
     /// Nothing is available where there is no lvstore; that is no error.
-    pub async fn capacity(
-        &self,
-        parameters: Parameters,
-        place: Option<BTreeMap<String, String>>,
-    ) -> Result<Capacity> {
+    pub async fn capacity(&self, parameters: Parameters, place: Option<BTreeMap<String, String>>) -> Result<Capacity> {
         let pools = self.backend.pools().await?;
         let request = CreateVolume { parameters, requisite: place.into_iter().collect(), ..CreateVolume::default() };
         let usable = match candidates(&request, &pools) {

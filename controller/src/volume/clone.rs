@@ -23,7 +23,7 @@ pub async fn create_from_volume(
     lvols: &[LvolInfo],
 ) -> Result<LvolInfo> {
     let found = source_volume(volumes, id).await?;
-    let _turn = volumes.locks.take(&found.uuid.to_string()).await?;
+    let _turn = volumes.turns.take(&found.uuid.to_string()).await?;
     let source = source_volume(volumes, id).await?;
     check_clone(request, &source, pools)?;
     let snapshot = match marked(lvols, &request.name, source.uuid) {

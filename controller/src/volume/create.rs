@@ -62,7 +62,7 @@ impl CreateVolume {
 impl Volumes {
     pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
         request.check()?;
-        let _turn = self.locks.take(&format!("the volume name {:?}", request.name)).await?;
+        let _turn = self.turns.take(&format!("the volume name {:?}", request.name)).await?;
         let pools = self.backend.pools().await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
@@ -137,7 +137,7 @@ impl Volumes {
     ) -> Result<LvolInfo> {
         let no_snapshot = || Error::NotFound(format!("there is no snapshot {id:?} to make a volume from"));
         let found = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
-        let _turn = self.locks.take(&found.uuid.to_string()).await?;
+        let _turn = self.turns.take(&found.uuid.to_string()).await?;
         // Again, now that nobody can delete it.
         let snapshot = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
         self.clone_of(request, Source::Snapshot(snapshot.uuid), &snapshot, &snapshot, pools, lvols).await
@@ -172,12 +172,15 @@ pub(super) fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Po
     let size = asked_size(request.range, attributes::reported_size(&origin.attributes, origin.size))?;
     if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|name| **name != origin.lvstore) {
         let home = &origin.lvstore;
-        let message = format!("the source is in the lvstore {home}, the class asks for {lvstore}: they must be the same");
+        let message =
+            format!("the source is in the lvstore {home}, the class asks for {lvstore}: they must be the same");
         return Err(Error::Invalid(message));
     }
     if !candidates(request, pools)?.iter().any(|pool| pool.info.name == origin.lvstore) {
         let home = &origin.lvstore;
-        return Err(Error::NoSpace(format!("the source is in the lvstore {home}, which the topology asked for excludes")));
+        return Err(Error::NoSpace(format!(
+            "the source is in the lvstore {home}, which the topology asked for excludes"
+        )));
     }
     if let (Some(asked), Some(there)) = (request.asked_fs(), origin.attributes.get(attributes::FS))
         && request.is_for_mount()
@@ -225,10 +228,9 @@ fn compatible(request: &CreateVolume, lvol: &LvolInfo) -> Result<()> {
     {
         return differs(format!("file system {there}, not {asked}"));
     }
-    for (key, asked) in [
-        (attributes::CSI_EXPORT, &request.parameters.export),
-        (attributes::CSI_RESTORE, &request.parameters.restore),
-    ] {
+    for (key, asked) in
+        [(attributes::CSI_EXPORT, &request.parameters.export), (attributes::CSI_RESTORE, &request.parameters.restore)]
+    {
         if lvol.attributes.get(key) != asked.as_ref() {
             return differs(format!("another parameter {}", key.trim_start_matches("coppice.csi.")));
         }
@@ -259,8 +261,7 @@ pub(super) fn candidates<'a>(request: &CreateVolume, pools: &'a [Pool]) -> Resul
         let wanted = wanted.unwrap_or("of any name");
         return Err(Error::Invalid(format!("there is no lvstore {wanted}; there are: {}", known.join(", "))));
     }
-    let reachable: Vec<&Pool> =
-        of_class.into_iter().filter(|pool| reachable(&request.requisite, &pool.node)).collect();
+    let reachable: Vec<&Pool> = of_class.into_iter().filter(|pool| reachable(&request.requisite, &pool.node)).collect();
     if reachable.is_empty() {
         let message = "no lvstore of the class is on a node of the topology asked for";
         return Err(Error::NoSpace(message.into()));
@@ -287,10 +288,9 @@ fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, 
         let fs_type = request.asked_fs().or(held).unwrap_or(DEFAULT_FILE_SYSTEM);
         out.insert(attributes::CSI_FSTYPE.into(), fs_type.to_string());
     }
-    for (key, value) in [
-        (attributes::CSI_EXPORT, &request.parameters.export),
-        (attributes::CSI_RESTORE, &request.parameters.restore),
-    ] {
+    for (key, value) in
+        [(attributes::CSI_EXPORT, &request.parameters.export), (attributes::CSI_RESTORE, &request.parameters.restore)]
+    {
         if let Some(value) = value {
             out.insert(key.into(), value.clone());
         }

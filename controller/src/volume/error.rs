@@ -39,3 +39,9 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] coppice_engine::Error),
 }
+
+impl From<coppice_proto::turns::TooLong> for Error {
+    fn from(late: coppice_proto::turns::TooLong) -> Self {
+        Error::Queue(late.0)
+    }
+}

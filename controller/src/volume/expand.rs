@@ -19,19 +19,18 @@ impl Volumes {
             return Err(Error::Invalid("the request has no capacity range".into()));
         }
         let volume = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
-        let _turn = self.locks.take(&volume.uuid.to_string()).await?;
+        let _turn = self.turns.take(&volume.uuid.to_string()).await?;
         let volume = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
         let current = attributes::reported_size(&volume.attributes, volume.size);
         if range.limit != 0 && current > range.limit {
             let limit = range.limit;
-            let message = format!("the volume has {current} bytes already, the limit is {limit}: volumes do not shrink");
+            let message =
+                format!("the volume has {current} bytes already, the limit is {limit}: volumes do not shrink");
             return Err(Error::OutOfRange(message));
         }
         let is_block = capability.is_some_and(|capability| capability.access == Access::Block);
-        let answer = |capacity: u64| Expanded {
-            capacity,
-            node_expansion_required: !is_block || !volume.exports.is_empty(),
-        };
+        let answer =
+            |capacity: u64| Expanded { capacity, node_expansion_required: !is_block || !volume.exports.is_empty() };
         if range.required <= current {
             return Ok(answer(current));
         }

@@ -18,8 +18,8 @@ pub struct Page<T> {
 
 /// Cuts the page after `token` out of `items`, which have ids.
 fn page<T>(mut items: Vec<T>, id: impl Fn(&T) -> Uuid, max_entries: i32, token: &str) -> Result<Page<T>> {
-    let max = usize::try_from(max_entries)
-        .map_err(|_| Error::Invalid(format!("max_entries is negative: {max_entries}")))?;
+    let max =
+        usize::try_from(max_entries).map_err(|_| Error::Invalid(format!("max_entries is negative: {max_entries}")))?;
     items.sort_by_key(&id);
     if !token.is_empty() {
         let after = Uuid::parse_str(token)
@@ -60,9 +60,8 @@ impl Volumes {
     ) -> Result<Page<Snapshot>> {
         let nodes = self.nodes().await?;
         let lvols = self.backend.lvols().await?;
-        let wanted = |text: &str, found: &str| {
-            text.is_empty() || Uuid::parse_str(text).is_ok_and(|id| id.to_string() == found)
-        };
+        let wanted =
+            |text: &str, found: &str| text.is_empty() || Uuid::parse_str(text).is_ok_and(|id| id.to_string() == found);
         let snapshots = lvols
             .iter()
             .filter(|lvol| is_listed(lvol) && lvol.kind == LvolKind::Snapshot)

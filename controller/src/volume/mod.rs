@@ -10,7 +10,6 @@ mod create;
 mod error;
 mod expand;
 mod list;
-mod locks;
 mod names;
 mod params;
 mod snapshot;
@@ -26,7 +25,7 @@ pub use snapshot::{CreateSnapshot, Snapshot};
 
 use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes;
-use locks::Locks;
+use coppice_proto::turns::Turns;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +37,7 @@ const QUEUE_SECONDS_MAX: u64 = 30;
 /// The operations, over a backend.
 pub struct Volumes {
     backend: Arc<dyn Backend>,
-    locks: Locks,
+    turns: Turns,
 }
 
 /// A volume as CSI reports it.
@@ -55,7 +54,7 @@ pub struct Volume {
 
 impl Volumes {
     pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Volumes { backend, locks: Locks::new(Duration::from_secs(QUEUE_SECONDS_MAX)) }
+        Volumes { backend, turns: Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX)) }
     }
 
     /// Finishes or undoes what a killed predecessor left: hidden snapshots taken for clones that were never made.
@@ -72,7 +71,7 @@ impl Volumes {
     /// Deletes a volume. One that is not there, never was, or is no volume at all is deleted already.
     pub async fn delete(&self, id: &str) -> Result<()> {
         let Ok(uuid) = Uuid::parse_str(id) else { return Ok(()) };
-        let _turn = self.locks.take(&uuid.to_string()).await?;
+        let _turn = self.turns.take(&uuid.to_string()).await?;
         let Some(lvol) = self.find_volume(id).await? else { return Ok(()) };
         match self.backend.delete(lvol.uuid, false).await {
             Ok(()) => Ok(()),

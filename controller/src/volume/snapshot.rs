@@ -37,7 +37,7 @@ impl Volumes {
         if request.volume_id.is_empty() {
             return Err(Error::Invalid("the request names no source volume".into()));
         }
-        let _name_turn = self.locks.take(&format!("the snapshot name {:?}", request.name)).await?;
+        let _name_turn = self.turns.take(&format!("the snapshot name {:?}", request.name)).await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
             let snapshot = self.snapshot_of(found, &lvols).await?;
@@ -49,7 +49,7 @@ impl Volumes {
             return Ok(snapshot);
         }
         let volume = self.find_volume(&request.volume_id).await?.ok_or_else(|| no_volume(&request.volume_id))?;
-        let _turn = self.locks.take(&volume.uuid.to_string()).await?;
+        let _turn = self.turns.take(&volume.uuid.to_string()).await?;
         let volume = self.find_volume(&request.volume_id).await?.ok_or_else(|| no_volume(&request.volume_id))?;
         let node = self.nodes().await?.remove(&volume.lvstore).unwrap_or_default();
         if !reachable(&request.requisite, &node) {
@@ -86,7 +86,7 @@ impl Volumes {
     /// Deletes a snapshot; one that clones read is hidden now and reclaimed later. Absent is deleted.
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
         let Ok(uuid) = Uuid::parse_str(id) else { return Ok(()) };
-        let _turn = self.locks.take(&uuid.to_string()).await?;
+        let _turn = self.turns.take(&uuid.to_string()).await?;
         let Some(lvol) = self.find_snapshot(id).await? else { return Ok(()) };
         match self.backend.delete(lvol.uuid, true).await {
             Err(Error::Engine(e)) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -107,11 +107,7 @@ impl Volumes {
     }
 }
 
-pub(super) fn snapshot_from(
-    lvol: &LvolInfo,
-    lvols: &[LvolInfo],
-    nodes: &BTreeMap<String, String>,
-) -> Snapshot {
+pub(super) fn snapshot_from(lvol: &LvolInfo, lvols: &[LvolInfo], nodes: &BTreeMap<String, String>) -> Snapshot {
     let number = |key: &str| lvol.attributes.get(key).and_then(|text| text.parse::<u64>().ok());
     // A snapshot that another program took has no record of its volume: what goes on from it stands for it.
     let volume_id = lvol.attributes.get(attributes::CSI_SOURCE).cloned().unwrap_or_else(|| {

@@ -1,30 +1,35 @@
 //! One call at a time per name and per id. Others queue, in order, up to a deadline.
 
-use super::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-pub struct Locks {
-    held: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
+type Held = Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>;
+
+pub struct Turns {
+    held: Held,
     deadline: Duration,
 }
 
 /// A call's turn; ends when it is dropped.
 pub struct Turn {
     key: String,
-    held: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
+    held: Held,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
-impl Locks {
+/// The turn did not come in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLong(pub String);
+
+impl Turns {
     pub fn new(deadline: Duration) -> Self {
-        Locks { held: Arc::default(), deadline }
+        Turns { held: Arc::default(), deadline }
     }
 
     /// Waits for the key's turn. A caller that takes several keys takes names before ids.
-    pub async fn take(&self, key: &str) -> Result<Turn> {
+    pub async fn take(&self, key: &str) -> Result<Turn, TooLong> {
         let lock = {
             let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
             held.entry(key.to_string()).or_default().clone()
@@ -34,8 +39,7 @@ impl Locks {
             Ok(guard) => turn.guard = Some(guard),
             Err(_) => {
                 let seconds = self.deadline.as_secs();
-                let message = format!("another operation on {key} has been running for {seconds} s; try again");
-                return Err(Error::Queue(message));
+                return Err(TooLong(format!("another operation on {key} has been running for {seconds} s; try again")));
             }
         }
         Ok(turn)
@@ -58,17 +62,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn calls_on_one_key_queue_and_give_up() -> anyhow::Result<()> {
-        let locks = Locks::new(Duration::from_millis(50));
-        let first = locks.take("a").await?;
-        let _other = locks.take("b").await?;
-        assert!(matches!(locks.take("a").await, Err(Error::Queue(_))));
-        let (second, ()) = tokio::join!(locks.take("a"), async {
+    async fn calls_on_one_key_queue_and_give_up() {
+        let turns = Turns::new(Duration::from_millis(50));
+        let first = turns.take("a").await;
+        let _other = turns.take("b").await;
+        assert!(turns.take("a").await.is_err());
+        let (second, ()) = tokio::join!(turns.take("a"), async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             drop(first);
         });
-        drop(second?);
-        assert_eq!(locks.held.lock().map(|held| held.len()).ok(), Some(1));
-        Ok(())
+        assert!(second.is_ok());
+        drop(second);
+        assert_eq!(turns.held.lock().map(|held| held.len()).ok(), Some(1));
     }
 }
