@@ -10,7 +10,7 @@ use crate::format::page::blob_id;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
-use crate::store::core::Lid;
+use crate::store::core::{Core, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS};
 use futures_util::future::try_join_all;
 use std::sync::Arc;
@@ -19,6 +19,33 @@ use uuid::Uuid;
 
 /// Clusters copied side by side.
 const COPIES: usize = 8;
+
+/// A step of hiding what a grandparent has behind a parent's end.
+enum Mask {
+    Load(Arc<Lvol>, u64),
+    Stepped,
+}
+
+impl Core {
+    /// When the parent goes out of the way, what the grandparent has behind the parent's end must not show.
+    fn mask_behind_parent(&mut self, lvol: &Arc<Lvol>, masked_to: &mut u64) -> Result<Option<Mask>> {
+        let r = self.record(lvol.lid)?;
+        let Some(parent) = r.parent.and_then(|p| self.records.get(&p)) else { return Ok(None) };
+        let Some(grandparent) = parent.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
+        let limit = r.clusters().min(grandparent.clusters());
+        let from = parent.clusters().max(*masked_to);
+        if from >= limit {
+            return Ok(None);
+        }
+        let grandparent = grandparent.hot.clone();
+        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
+        if let Some(missing) = self.hide_from(lvol, &grandparent, from, to)? {
+            return Ok(Some(Mask::Load(missing, from)));
+        }
+        *masked_to = to;
+        Ok(Some(Mask::Stepped))
+    }
+}
 
 /// Called now and then; `false` cancels.
 pub type OnProgress = Box<dyn FnMut(Progress) -> bool + Send>;
@@ -99,10 +126,24 @@ impl Lvstore {
                 return Err(err!(Cancelled, "cancelled; what was copied stays, and the lvol still has its parent"));
             }
         }
-        self.batch_room(8).await?;
-        let (parent, grandparent) = {
+        let mut masked_to = 0;
+        let (parent, grandparent) = loop {
+            self.batch_room(8).await?;
+            let missing = if all { None } else { lock(&self.core).mask_behind_parent(&lvol, &mut masked_to)? };
+            match missing {
+                Some(Mask::Load(lvol, at)) => {
+                    self.load_leaf(shard, &lvol, at).await?;
+                    continue;
+                }
+                Some(Mask::Stepped) => continue,
+                None => {}
+            }
             let mut core = lock(&self.core);
             core.may_change()?;
+            if !all && core.mask_behind_parent(&lvol, &mut masked_to)?.is_some() {
+                // It grew meanwhile.
+                continue;
+            }
             let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
             let grandparent = if all { None } else { core.record(parent)?.parent };
             let id = match grandparent {
@@ -120,7 +161,7 @@ impl Lvstore {
             if let Some(g) = grandparent {
                 core.record_mut(g)?.children.insert(lid);
             }
-            (parent, grandparent)
+            break (parent, grandparent);
         };
         if grandparent.is_none() {
             // Nothing is left that a zero mark could hide.
@@ -184,7 +225,7 @@ impl Lvstore {
         &self,
         shard: &Shard,
         lvol: &Arc<Lvol>,
-        mut change: impl FnMut(&mut crate::store::core::Core, u64) -> Result<()>,
+        mut change: impl FnMut(&mut Core, u64) -> Result<()>,
     ) -> Result<()> {
         let mut at = 0;
         while at < lvol.clusters() {

@@ -222,7 +222,8 @@ impl Loader<'_> {
             by_uuid: BTreeMap::new(),
             by_name: BTreeMap::new(),
             next_lid: self.records.keys().last().map_or(1, |l| l + 1),
-            next_token: self.records.len() as u64 + 1,
+            // Loaded lvols have the tokens 1..=md_len, after their roots.
+            next_token: u64::from(self.geo.md_len) + 1,
             records: self.records,
             overlay: self.overlay,
             open_batch: 1,

@@ -48,13 +48,7 @@ fn random_io(plan: Plan, seed: u64) -> Result<()> {
                 let (off, len) = (off.to_string(), len.to_string());
                 let zero: &[&str] = if how == 18 { &["-z"] } else { &[] };
                 run("blkdiscard", &[zero, &["-o", &off, "-l", &len, text(&rig.device())]].concat())?;
-                // The kernel leaves out what is not a whole unit of its discard granularity.
-                let unit = if how == 18 { block } else { 4096 };
-                let (from, to) =
-                    (range.start.next_multiple_of(unit as usize), range.end / unit as usize * unit as usize);
-                if from < to {
-                    model[from..to].fill(0);
-                }
+                model[range].fill(0);
             }
         }
     }
@@ -340,9 +334,14 @@ fn a_start_that_nobody_waits_for_is_taken_back() -> Result<()> {
         ensure!(asked.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())).is_pending());
     }
     let give_up = Instant::now() + Duration::from_secs(10);
-    while Device::open(&rig.backing(), OpenMode::ReadWrite).is_err() {
-        ensure!(Instant::now() < give_up, "the volume is still held");
-        std::thread::sleep(Duration::from_millis(20));
+    loop {
+        let left = Device::open(&rig.backing(), OpenMode::ReadWrite)
+            .map_err(anyhow::Error::from)
+            .and_then(|_| nothing_left(&exports, Path::new("/dev/none")));
+        match left {
+            Ok(()) => return Ok(()),
+            Err(e) if Instant::now() > give_up => return Err(e),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
-    nothing_left(&exports, Path::new("/dev/none"))
 }

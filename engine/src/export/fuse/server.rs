@@ -31,8 +31,9 @@ use std::time::Duration;
 
 /// Requests that one shard serves at once. The kernel keeps the rest: a loop device sends up to 128.
 const TASKS: usize = 64;
-/// Reads of `/dev/fuse` that wait at once. Each request wakes every waiting read; more than one helps only when
-/// requests queue up faster than one turn of the loop takes one.
+/// Reads of `/dev/fuse` that wait at once. Each request wakes every waiting read, which costs at low depth; with a single
+/// one, a turn of the loop takes only one request. Measured: 2 takes a tenth less CPU per request than 1 at depth 32 and
+/// little more at depth 1; 4 and more gain nothing.
 const READERS: usize = 2;
 /// From this many bytes of data on a request counts as large.
 const LARGE_FROM: usize = 64 << 10;
