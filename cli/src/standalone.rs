@@ -211,7 +211,8 @@ impl Server {
 /// Kubernetes' topology values and CSI's limits allow no more.
 fn check_node_id(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let ends = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.ends_with(|c: char| c.is_ascii_alphanumeric());
+    let ends =
+        name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.ends_with(|c: char| c.is_ascii_alphanumeric());
     if name.len() > 63 || !ends || !name.chars().all(plain) {
         bail!("--node-id {name:?}: up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends");
     }
@@ -224,7 +225,9 @@ fn take_run_dir(dir: &Path) -> Result<File> {
     let mode = std::fs::metadata(dir).with_context(|| dir.display().to_string())?.mode() & 0o777;
     if mode & 0o077 != 0 {
         let dir = dir.display();
-        bail!("--run-dir {dir} has the mode {mode:04o}: others must not look into it; use a directory of its own, or chmod 700 {dir}");
+        bail!(
+            "--run-dir {dir} has the mode {mode:04o}: others must not look into it; use a directory of its own, or chmod 700 {dir}"
+        );
     }
     let path = dir.join("lock");
     let mut options = OpenOptions::new();

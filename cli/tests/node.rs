@@ -93,11 +93,8 @@ async fn life(fs_type: &str) -> Result<()> {
 }
 
 async fn stats(c: &mut Clients, volume: &str, path: &Path) -> Result<VolumeUsage> {
-    let request = NodeGetVolumeStatsRequest {
-        volume_id: volume.into(),
-        volume_path: common::text(path),
-        ..Default::default()
-    };
+    let request =
+        NodeGetVolumeStatsRequest { volume_id: volume.into(), volume_path: common::text(path), ..Default::default() };
     let usage = c.node.node_get_volume_stats(request).await?.into_inner().usage;
     usage.into_iter().next().context("usage")
 }
@@ -132,7 +129,10 @@ async fn a_block_volume_is_its_device_and_grows_in_use() -> Result<()> {
     device.write_all(&[7; 4096])?;
     device.sync_all()?;
     assert_eq!(stats(&mut c, &volume, &target).await?.total, 64 * MIB);
-    assert_eq!(code(c.publish(&volume, &staging, &driver.path("pods/ro"), writer(), true).await), Code::InvalidArgument);
+    assert_eq!(
+        code(c.publish(&volume, &staging, &driver.path("pods/ro"), writer(), true).await),
+        Code::InvalidArgument
+    );
 
     let range = Some(CapacityRange { required_bytes: 128 * MIB, limit_bytes: 0 });
     let request = ControllerExpandVolumeRequest {

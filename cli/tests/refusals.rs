@@ -106,8 +106,12 @@ async fn volumes_that_are_not_made() -> Result<()> {
     assert_eq!(c.controller.controller_get_volume(get).await.map_err(|s| s.code()).err(), Some(Code::NotFound));
     for parameters in [[("consistency", "eventual")], [("colour", "blue")]] {
         let parameters = parameters.map(|(k, v)| (k.to_string(), v.to_string())).into();
-        let request =
-            CreateSnapshotRequest { name: "s".into(), source_volume_id: NOBODY.into(), parameters, ..Default::default() };
+        let request = CreateSnapshotRequest {
+            name: "s".into(),
+            source_volume_id: NOBODY.into(),
+            parameters,
+            ..Default::default()
+        };
         let refused = c.controller.create_snapshot(request).await.map_err(|s| s.code()).err();
         assert_eq!(refused, Some(Code::InvalidArgument));
     }

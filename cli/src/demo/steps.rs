@@ -80,7 +80,10 @@ pub async fn run(base: &Path, server: &Server) -> Result<()> {
     expect_file(&restored_target.join("ledger.dat"), &[(0, b'A'), (FILE_BYTES - 1, b'A')]).await?;
     demo.done(began, "mounted beside the original; ledger.dat is as it was on monday").await?;
 
-    demo.say("Clone a volume that is in use", "CreateVolume name=copy source=volume:database, NodeStageVolume, NodePublishVolume");
+    demo.say(
+        "Clone a volume that is in use",
+        "CreateVolume name=copy source=volume:database, NodeStageVolume, NodePublishVolume",
+    );
     let began = Instant::now();
     let source = SourceType::Volume(VolumeSource { volume_id: database.clone() });
     let copy = demo.create("copy", VOLUME_BYTES, Some(source)).await?;
@@ -201,11 +204,8 @@ impl Demo<'_> {
             self.unpublish(volume).await?;
             self.publish(volume).await?;
         }
-        let request = NodeGetVolumeStatsRequest {
-            volume_id: volume.into(),
-            volume_path: text(target)?,
-            ..Default::default()
-        };
+        let request =
+            NodeGetVolumeStatsRequest { volume_id: volume.into(), volume_path: text(target)?, ..Default::default() };
         let usage = self.node.node_get_volume_stats(request).await?.into_inner().usage;
         let bytes = usage.iter().find(|usage| usage.unit() == Unit::Bytes).context("no bytes among the statistics")?;
         // An ext4 keeps some of its device for itself.
