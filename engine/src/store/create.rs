@@ -71,6 +71,7 @@ impl Lvstore {
             extents: Vec::new(),
         }))?;
         write_page0(&port, &image).await?;
+        port.flush().done("cannot flush the device").await?;
         // Pages that an earlier store left here would be taken for blobs by a recovery.
         zero(&port, PAGE_SIZE as u64, geo.page_offset(geo.md_len) - PAGE_SIZE as u64).await?;
         let root = 0;
@@ -94,6 +95,7 @@ impl Lvstore {
         image.super_blob = blob_id(root);
         image.set_private(None)?;
         write_page0(&port, &image).await?;
+        port.flush().done("cannot flush the device").await?;
         let loaded = super::load::load(&port, device, true).await?;
         Ok(super::info::info_of(&loaded.core, device, true))
     }
