@@ -7,8 +7,8 @@ use crate::output::{self, Format, clean, facts, left, print, print_json, right, 
 use crate::size::human;
 use crate::stdin;
 use crate::tree::{self, percent};
-use anyhow::{Context, Result, bail};
-use coppice_engine::{LvolInfo, LvolState};
+use anyhow::{Context, Result, anyhow, bail};
+use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_proto::admin::v1::{self, LvolRequest};
 use std::io::{IsTerminal, Write};
 use tonic::{Response, Status, Streaming};
@@ -228,7 +228,11 @@ async fn remove(global: &Global, how: LvolRm) -> Result<()> {
         let before = get(client, &how.lvol).await?;
         // By its UUID: a name could be somebody else's by now.
         let request = v1::DeleteLvolRequest { lvol: before.uuid.to_string(), deferred: how.deferred };
-        client.delete_lvol(request).await.map_err(refused)?;
+        client.delete_lvol(request).await.map_err(|status| {
+            let clones = status.message().contains("deferred deletion") && !how.deferred;
+            let hint = if clones { " (--deferred)" } else { "" };
+            anyhow!("{:#}{hint}", refused(status))
+        })?;
         let rest = connect::lvols(client, &before.lvstore, true).await?;
         let after = rest.into_iter().find(|l| l.uuid == before.uuid);
         Ok((before, after))
@@ -264,6 +268,9 @@ async fn read(global: &Global, how: LvolRead) -> Result<()> {
 async fn write(global: &Global, how: LvolWrite) -> Result<()> {
     let (lvol, written) = with(global, Access::Change, async |client| {
         let lvol = get(client, &how.lvol).await?;
+        if lvol.kind == LvolKind::Snapshot {
+            bail!("{} is a snapshot and never changes; write to a clone of it (coppice lvol clone)", lvol.alias);
+        }
         let Some(room) = lvol.size.checked_sub(how.offset) else {
             bail!("offset {} is beyond the end of {} ({} bytes)", how.offset, lvol.alias, lvol.size);
         };

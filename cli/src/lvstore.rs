@@ -36,7 +36,7 @@ pub async fn run(global: &Global, command: Lvstore) -> Result<Outcome> {
             let stores = with(global, Access::Look, async |client| connect::stores(client).await).await?;
             match format {
                 Format::Json => print_json(&stores)?,
-                Format::Table => print(&list(&stores))?,
+                Format::Table => print(&list(&stores, global.image.is_some()))?,
             }
         }
         Lvstore::Show(one) => {
@@ -45,7 +45,7 @@ pub async fn run(global: &Global, command: Lvstore) -> Result<Outcome> {
                 connect::store(client.get_store(request).await.map_err(refused)?.into_inner())
             });
             let store = store.await?;
-            show(format, &store, || describe(&store))?;
+            show(format, &store, || describe(&store, global.image.is_some()))?;
         }
         Lvstore::Grow(one) => {
             let request = StoreRequest { store: one.store };
@@ -164,15 +164,17 @@ fn used(store: &StoreInfo) -> u64 {
     store.metadata_clusters + store.allocated_clusters + store.quarantined_clusters
 }
 
-fn condition(store: &StoreInfo) -> &'static str {
-    match (&store.failed, store.read_only) {
-        (Some(_), _) => "failed",
-        (None, true) => "read-only",
-        (None, false) => "ok",
+/// A closed image is opened for reading only by the one who looks: that says nothing about the store.
+fn condition(store: &StoreInfo, closed: bool) -> &'static str {
+    match (&store.failed, closed, store.read_only) {
+        (Some(_), _, _) => "failed",
+        (None, true, _) => "closed",
+        (None, false, true) => "read-only",
+        (None, false, false) => "ok",
     }
 }
 
-fn list(stores: &[StoreInfo]) -> String {
+fn list(stores: &[StoreInfo], closed: bool) -> String {
     let columns = [
         left("NAME"),
         right("SIZE"),
@@ -195,14 +197,14 @@ fn list(stores: &[StoreInfo]) -> String {
             percent(used(s), s.total_clusters),
             s.lvols.to_string(),
             s.snapshots.to_string(),
-            condition(s).to_string(),
+            condition(s, closed).to_string(),
             s.path.clone(),
         ]
     });
     table(&columns, rows).join("\n") + "\n"
 }
 
-fn describe(store: &StoreInfo) -> String {
+fn describe(store: &StoreInfo, closed: bool) -> String {
     let part = |clusters: u64| {
         format!("{} ({clusters} clusters, {})", human(bytes(store, clusters)), percent(clusters, store.total_clusters))
     };
@@ -215,7 +217,7 @@ fn describe(store: &StoreInfo) -> String {
         ("name", store.name.clone()),
         ("uuid", store.uuid.to_string()),
         ("path", store.path.clone()),
-        ("state", condition(store).to_string()),
+        ("state", condition(store, closed).to_string()),
         ("size", human(store.size)),
         ("can grow to", human(store.max_size)),
         ("cluster size", human(store.cluster_size.into())),

@@ -105,7 +105,7 @@ fn cells(node: &Node, deep: bool) -> Vec<String> {
     let lvol = node.lvol;
     let own = bytes(lvol, lvol.allocated_clusters);
     vec![
-        format!("{}{}", branches(&node.last, deep), clean(&lvol.name)),
+        format!("{}{}", branches(&node.last, deep), name(lvol)),
         kind(lvol).to_string(),
         human(lvol.size),
         human(own),
@@ -114,6 +114,12 @@ fn cells(node: &Node, deep: bool) -> Vec<String> {
         state(lvol.state).to_string(),
         if lvol.exports.is_empty() { "–".to_string() } else { lvol.exports.join(" ") },
     ]
+}
+
+/// A deleted snapshot has a name that says nothing to a person.
+fn name(lvol: &LvolInfo) -> &str {
+    let given = lvol.state != LvolState::Hidden || !lvol.name.starts_with(".deleted-");
+    if given { &lvol.name } else { "(deleted)" }
 }
 
 fn branches(last: &[bool], deep: bool) -> String {

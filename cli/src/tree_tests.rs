@@ -1,3 +1,5 @@
+//! What the tree looks like.
+
 use super::*;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -163,6 +165,9 @@ fn stores_without_lvols_and_names_that_are_hostile() {
     let mut full = store();
     (full.allocated_clusters, full.reserved_clusters, full.free_clusters) = (64512, 0, 0);
     full.hidden_bytes = 1 << 30;
+    let mut gone = lvol(1, &format!(".deleted-{}", id(1)), LvolKind::Snapshot, 0, 1, 0);
+    gone.state = LvolState::Hidden;
+    assert!(lines(&[gone])[1].starts_with("(deleted)  snapshot"));
     let drawn = draw(&[full], &[], false);
     assert!(drawn.contains(&"█".repeat(32)) && drawn.contains("(1.0 GiB by hidden snapshots)"), "{drawn}");
 }

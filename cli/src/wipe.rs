@@ -12,7 +12,7 @@ use coppice_engine::device::{Device, OpenMode};
 use coppice_engine::format::{PAGE_SIZE, SuperBlock, SuperCopy};
 use coppice_engine::shard::{Port, Shard, all};
 use coppice_engine::store::Lvstore;
-use coppice_engine::{Engine, ErrorKind, OpenStore};
+use coppice_engine::{Engine, ErrorKind, LvolState, OpenStore};
 use indicatif::ProgressBar;
 use std::path::Path;
 
@@ -42,7 +42,9 @@ pub async fn remove(engine: &Engine, path: &Path, force: bool, progress: Progres
         let cluster_size;
         let store = match opened {
             Ok(store) => {
-                let names: Vec<String> = store.lvols().into_iter().map(|l| l.name).collect();
+                let lvols = store.lvols().into_iter();
+                // Deleted snapshots go with what reads them.
+                let names: Vec<String> = lvols.filter(|l| l.state != LvolState::Hidden).map(|l| l.name).collect();
                 removed = Removed { name: Some(store.name()), lvols: names.len() };
                 cluster_size = Some(store.cluster_size());
                 if !names.is_empty() && !force {
