@@ -12,7 +12,7 @@ use crate::shard::sync::lock;
 use crate::store::Lvstore;
 use crate::store::core::{Core, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS};
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
@@ -119,7 +119,9 @@ impl Lvstore {
         while at < clusters {
             let todo = self.inherited(shard, lid, &lvol, at, all).await?;
             for group in todo.chunks(COPIES) {
-                try_join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await?;
+                // All end, the failed ones too: a copy that is dropped would keep its claim for ever.
+                let copies = join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await;
+                copies.into_iter().try_for_each(|copy| copy.map(|_| ()))?;
             }
             at = ((at / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS).min(clusters);
             if !progress(Progress { done: at, total: clusters }) {
