@@ -1,3 +1,5 @@
+//! The drawing, line by line: what a person sees of known trees.
+
 use super::*;
 use std::collections::BTreeMap;
 use uuid::Uuid;
