@@ -12,10 +12,13 @@ use coppice_engine::{CreateStore, Engine, EngineConfig};
 use coppice_node::host::mount::{self, IfBusy};
 use coppice_node::host::mountinfo;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The demo's lvstore: a sparse file, of which little is ever written.
 const STORE_BYTES: u64 = 4 << 30;
+/// How long a mount may stay in use after the demo was interrupted.
+const BUSY_SECONDS_MAX: u64 = 15;
 /// What a shell reports of a program that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 
@@ -117,12 +120,12 @@ async fn undo(server: &Server, base: &Path) -> Result<()> {
     let (pods, staged) = (base.join(steps::PODS), base.join(steps::STAGING));
     for target in below(&pods) {
         if let Some(id) = target.file_name().and_then(|name| name.to_str()) {
-            server.node().unpublish(id, &target).await?;
+            patiently(async || server.node().unpublish(id, &target).await).await?;
         }
     }
     for staging in below(&staged) {
         if let Some(id) = staging.file_name().and_then(|name| name.to_str()) {
-            server.node().unstage(id, &staging).await?;
+            patiently(async || server.node().unstage(id, &staging).await).await?;
         }
     }
     // A volume that was exported but not mounted yet has no staging path.
@@ -133,6 +136,19 @@ async fn undo(server: &Server, base: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the demo itself was doing with a file when it was interrupted ends soon, and with it the use of the mount.
+async fn patiently(undo: impl AsyncFn() -> coppice_node::Result<()>) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match undo().await {
+            Err(coppice_node::Error::Precondition(_)) if began.elapsed() < Duration::from_secs(BUSY_SECONDS_MAX) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return Ok(done?),
+        }
+    }
 }
 
 fn below(dir: &Path) -> Vec<PathBuf> {

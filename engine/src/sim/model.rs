@@ -260,7 +260,7 @@ pub fn prefix_holds(group: &[(&Volume, &Volume)]) -> Result<(), String> {
         let whole = snapshot.values.iter().all(|v| v.first() == Some(tag));
         let mut places = origin.values[0].iter().enumerate().filter(|(_, v)| whole && *v == tag).map(|(n, _)| n);
         let first = places.next()?;
-        Some((first, places.last().unwrap_or(first)))
+        Some((first, places.next_back().unwrap_or(first)))
     };
     // A zero may be an older one than those in the list: it says nothing about when it was written.
     let tagged = blocks().filter(|(_, (s, _))| s.values[0].first() != Some(&0));

@@ -58,6 +58,8 @@ pub async fn run_with<S: AsRef<OsStr>>(
     let mut command = Command::new(program);
     command.args(&words).env("PATH", PATH).env("LC_ALL", "C").envs(env.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    // Ctrl-C in a terminal goes to its whole process group; a tool in mid-work is not for it to kill.
+    command.process_group(0);
     let child = command.spawn().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::Precondition(format!("{program} is not installed on this node")),
         _ => Error::Host(format!("{what}: {e}")),
