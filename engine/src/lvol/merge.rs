@@ -164,7 +164,10 @@ impl Core {
             return Ok(Next::Load(child.hot.clone(), first));
         }
         let whole = snapshot.ep_len(at.ep) == child.ep_len(at.ep);
-        if inside_child && whole && child.eps().get(n) == Some(&0) {
+        let as_it_is = inside_child && whole && child.eps().get(n) == Some(&0);
+        // What SPDK made thick has holes from now on.
+        self.allow_holes(s)?;
+        if as_it_is {
             self.adopt_page(s, c, at.ep)?;
         } else {
             self.merge_page(s, c, at.ep)?;

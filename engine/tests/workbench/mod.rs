@@ -110,6 +110,11 @@ impl Bench {
         Self::opened(engine()?, path, model)
     }
 
+    /// As `adopt`, with an empty model: for stores of which not everything can be read.
+    pub fn adopt_lenient(path: &Path) -> Result<Bench> {
+        Self::opened(engine()?, path, Model::default())
+    }
+
     fn opened(engine: Engine, path: &Path, model: Model) -> Result<Bench> {
         let store = block_on(engine.open_store(path, OpenStore::default()))?;
         let info = block_on(store.info())?;

@@ -27,6 +27,18 @@ impl Content {
         out
     }
 
+    /// Where something was written: (offset, bytes), at most `max` bytes each.
+    fn runs(&self, max: u64) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for at in self.chunks.keys().map(|n| n * CHUNK) {
+            match runs.last_mut() {
+                Some((start, len)) if *start + *len == at && *len < max => *len += CHUNK,
+                _ => runs.push((at, CHUNK)),
+            }
+        }
+        runs
+    }
+
     fn each(&self, offset: u64, len: u64, mut piece: impl FnMut(u64, usize, std::ops::Range<usize>)) {
         let mut done = 0;
         while done < len {
@@ -102,7 +114,7 @@ impl Vol {
         if size <= whole_max {
             places.extend((0..size.div_ceil(piece)).map(|n| (n * piece, piece)));
         } else {
-            places.extend(self.content.chunks.keys().map(|n| (n * CHUNK, CHUNK)));
+            places.extend(self.content.runs(piece));
             // Holes, and the very end.
             places.extend((0..97).map(|n| ((size / 97 * n) / CHUNK * CHUNK, CHUNK)));
             places.insert((size - CHUNK, CHUNK));
