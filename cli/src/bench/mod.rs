@@ -1,8 +1,9 @@
 //! `coppice bench`: what the lvol layer costs, measured against the device below it in one run.
 //!
 //! Every ratio comes from pairs of short runs in turns (A B B A …) of the same load on the same ring, once through the lvol
-//! and once straight to the same part of the same device. Two devices: a file in a directory of the caller's choice, and a
-//! file in memory, which answers at once and so shows the software's own cost.
+//! and once straight to the same part of the same device. Devices: a file in a directory of the caller's choice; a file in
+//! memory, which answers at once and so shows the software's cost; and a null device that moves nothing and makes no system
+//! call, which shows the cost of the engine's own code.
 
 mod clusters;
 mod flush;
@@ -56,6 +57,8 @@ enum Part {
     /// Chains of snapshots.
     Depth,
     Flush,
+    /// The engine's own code on a device that does nothing.
+    Null,
     /// Latency while snapshots are taken.
     Load,
     /// Snapshot and delete by size.
@@ -125,6 +128,9 @@ fn parts(args: &BenchArgs, effort: &Effort, show: &mut dyn FnMut(Row)) -> Result
                 snapshot::under_load(&place, effort, cluster, show).context("snapshots under load")?;
             }
         }
+    }
+    if wanted(Part::Null) {
+        steady::null_rows(&args.dir, effort, cluster, show).context("null device")?;
     }
     if wanted(Part::Size) {
         snapshot::by_size(&args.dir, effort, cluster, show).context("snapshots by size")?;

@@ -239,8 +239,8 @@ pub struct Effort {
 
 impl Effort {
     pub const FULL: Effort = Effort {
-        reps: 11,
-        slice: Duration::from_millis(100),
+        reps: 21,
+        slice: Duration::from_millis(50),
         lvol_bytes: 1 << 30,
         file_bytes: 5 << 29,
         touches: 1024,

@@ -7,10 +7,8 @@ use super::stats::quantile;
 use super::steady::full;
 use super::swallow::BigStore;
 use anyhow::{Context, Result};
-use coppice_engine::export::Volume;
-use coppice_engine::lvol::LvolIo;
+use coppice_engine::CreateSnapshot;
 use coppice_engine::shard::block_on;
-use coppice_engine::{CreateLvol, CreateSnapshot};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -60,7 +58,7 @@ pub fn by_size(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn
     let total: u64 = effort.mapped_gib.iter().sum::<u64>() * GIB;
     let big = BigStore::new(dir, total + total / 16 + GIB, cluster)?;
     for gib in effort.mapped_gib {
-        let lvol = mapped(&big, *gib)?;
+        let lvol = big.mapped(&format!("mapped-{gib}"), gib * GIB)?;
         let (mut snaps, mut deletes) = (Vec::new(), Vec::new());
         for n in 0..REPS {
             let began = Instant::now();
@@ -77,23 +75,6 @@ pub fn by_size(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn
         }
     }
     Ok(())
-}
-
-/// A lvol of so many GiB, all of it written.
-fn mapped(big: &BigStore, gib: u64) -> Result<Uuid> {
-    const PIECE: u64 = 4 << 20;
-    let lv = big.lv.clone();
-    Ok(block_on(big.shard.call(move |shard| async move {
-        let how = CreateLvol { name: format!("mapped-{gib}"), size: gib * GIB, ..CreateLvol::default() };
-        let lvol = lv.create_lvol(&shard, how).await?.uuid;
-        let io = LvolIo::open(&shard, &lv, lvol)?;
-        let buf = shard.buf(PIECE as usize).slice(0, PIECE as usize);
-        for n in 0..io.size() / PIECE {
-            io.write(n * PIECE, buf.clone(), false).await?;
-        }
-        io.flush().await?;
-        Ok(lvol)
-    }))?)
 }
 
 fn snapshot(big: &BigStore, lvol: Uuid, name: String) -> Result<Uuid> {

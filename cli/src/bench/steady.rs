@@ -4,7 +4,9 @@ use super::load::{Job, Kind, Slice};
 use super::place::{Effort, OnStore, Place, in_turns};
 use super::rows::Row;
 use super::stats::Random;
+use super::swallow::BigStore;
 use anyhow::Result;
+use std::path::Path;
 use uuid::Uuid;
 
 const BLOCK: usize = 4096;
@@ -95,6 +97,22 @@ pub fn depth_rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &m
                 show(Row::of_pairs(full(place, &name), "kIOPS", 1e-3, &pairs));
             }
         }
+    }
+    Ok(())
+}
+
+/// The engine's own code and nothing else: a device that answers without a system call.
+pub fn null_rows(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+    let span = effort.lvol_bytes;
+    let store = BigStore::new(dir, 4 * span, cluster)?;
+    let lvol = store.mapped("null", span)?;
+    for (name, kind) in [("4k random read qd32", Kind::Read), ("4k random overwrite qd32", Kind::Write)] {
+        let job = |base| Job::random(kind, BLOCK, 32, base, span, effort.slice);
+        let (on_raw, on_lvol) = (job(store.raw_base()), job(0));
+        store.on_raw(&on_raw)?;
+        store.on_lvol(lvol, &on_lvol)?;
+        let pairs = in_turns(effort.reps, |_| store.on_raw(&on_raw), |_| store.on_lvol(lvol, &on_lvol))?;
+        show(Row::of_pairs(format!("null: {name}"), "kIOPS", 1e-3, &pairs));
     }
     Ok(())
 }
