@@ -191,30 +191,36 @@ impl LvolIo {
         if h.lvol.read_only.load(Ordering::Relaxed) {
             return Err(err!(ReadOnly, "the lvol is read-only"));
         }
-        h.store.activate(&h.local.shard).await?;
+        if !h.store.is_active() {
+            Box::pin(h.store.activate(&h.local.shard)).await?;
+        }
         let mut done = 0;
         while done < len {
             h.local.unpaused().await;
             let guard = h.local.enter();
             match h.plan_write(off + done, len - done) {
                 Plan::Device { at, len: n } => {
-                    let part = source.slice(done as usize, n as usize);
-                    h.write_device(at, n, &part, fua).await?;
+                    match &source {
+                        Source::Buf(buf) if n == len => h.local.port.write(at, buf.clone(), fua).done("write").await?,
+                        _ => h.write_device(at, n, &source.slice(done as usize, n as usize), fua).await?,
+                    }
                     drop(guard);
                     done += n;
                 }
+                // Boxed: what rarely happens must not make the future of every write large.
                 Plan::Allocate { len: n } => {
                     drop(guard);
-                    done += h.allocate(off + done, n, &source.slice(done as usize, n as usize)).await?;
+                    let part = source.slice(done as usize, n as usize);
+                    done += Box::pin(h.allocate(off + done, n, &part)).await?;
                 }
                 _ => {
                     drop(guard);
-                    h.store.load_leaf(&h.local.shard, &h.lvol, (off + done) >> h.cluster_shift).await?;
+                    Box::pin(h.store.load_leaf(&h.local.shard, &h.lvol, (off + done) >> h.cluster_shift)).await?;
                 }
             }
         }
         if fua && h.lvol.dirty_batch.load(Ordering::Acquire) > h.store.durable_batch() {
-            h.store.flush_lvol(&h.local, &h.lvol).await?;
+            Box::pin(h.store.flush_lvol(&h.local, &h.lvol)).await?;
         }
         Ok(())
     }

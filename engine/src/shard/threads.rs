@@ -1,9 +1,9 @@
 //! The real shards: a thread each, with its ring.
 
-use super::{Backend, Shard, ShardHandle};
+use super::{Backend, Notifier, Shard, ShardHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::ring::Ring;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,21 +18,33 @@ pub struct ShardThreads {
 
 impl ShardThreads {
     pub fn start(count: usize) -> Result<ShardThreads> {
+        Self::start_on(count, |_| {
+            let ring = Ring::new()?;
+            let notifier: Arc<dyn Notifier> = ring.notifier();
+            Ok((Box::new(ring) as Box<dyn Backend>, notifier))
+        })
+    }
+
+    /// Starts threads on a backend other than the plain ring. `make` runs on each of them.
+    pub fn start_on(
+        count: usize,
+        make: impl Fn(usize) -> Result<(Box<dyn Backend>, Arc<dyn Notifier>)> + Clone + Send + 'static,
+    ) -> Result<ShardThreads> {
         let mut started = ShardThreads { handles: Vec::new(), threads: Vec::new() };
         for id in 0..count.max(1) {
             let (tx, rx) = mpsc::channel();
+            let make = make.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{id}"))
                 .spawn(move || {
-                    let ring = match Ring::new() {
-                        Ok(ring) => ring,
+                    let (backend, notifier) = match make(id) {
+                        Ok(made) => made,
                         Err(e) => {
                             let _ = tx.send(Err(e));
                             return;
                         }
                     };
-                    let notifier = ring.notifier();
-                    let shard = Shard::new(id, Box::new(ring), notifier);
+                    let shard = Shard::new(id, backend, notifier);
                     let _ = tx.send(Ok(shard.handle()));
                     run(&shard);
                 })
@@ -105,7 +117,6 @@ fn run(shard: &Shard) {
 mod tests {
     use super::*;
     use crate::shard::block_on;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]

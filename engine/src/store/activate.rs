@@ -69,6 +69,11 @@ pub fn area_clusters(size: u64, cluster_size: u32) -> (u32, u32) {
 }
 
 impl Lvstore {
+    /// The store is marked as ours and takes writes.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
     /// Makes the store ready for writes; cheap when it is.
     pub async fn activate(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         if self.active.load(Ordering::Acquire) {
