@@ -32,9 +32,9 @@ step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \
     "scripts/demo-test.sh"
-# -------------------------------------------------------------------------------------------------------------------
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
-    'scripts/fs-torture.sh'
+    "scripts/fs-torture.sh"
+# -------------------------------------------------------------------------------------------------------------------
 
 index_of() {
     local i
