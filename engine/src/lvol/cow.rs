@@ -9,7 +9,6 @@
 
 use super::io::{Handle, Seen, Source};
 use crate::error::{Result, err};
-use crate::shard::all;
 use crate::shard::sync::{lock, wait_until};
 use crate::sim::mutation::{Mutation, active};
 use crate::store::core::{Core, Lid};

@@ -10,15 +10,42 @@ use crate::format::page::blob_id;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
-use crate::store::core::Lid;
+use crate::store::core::{Core, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS};
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 /// Clusters copied side by side.
 const COPIES: usize = 8;
+
+/// A step of hiding what a grandparent has behind a parent's end.
+enum Mask {
+    Load(Arc<Lvol>, u64),
+    Stepped,
+}
+
+impl Core {
+    /// When the parent goes out of the way, what the grandparent has behind the parent's end must not show.
+    fn mask_behind_parent(&mut self, lvol: &Arc<Lvol>, masked_to: &mut u64) -> Result<Option<Mask>> {
+        let r = self.record(lvol.lid)?;
+        let Some(parent) = r.parent.and_then(|p| self.records.get(&p)) else { return Ok(None) };
+        let Some(grandparent) = parent.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
+        let limit = r.clusters().min(grandparent.clusters());
+        let from = parent.clusters().max(*masked_to);
+        if from >= limit {
+            return Ok(None);
+        }
+        let grandparent = grandparent.hot.clone();
+        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
+        if let Some(missing) = self.hide_from(lvol, &grandparent, from, to)? {
+            return Ok(Some(Mask::Load(missing, from)));
+        }
+        *masked_to = to;
+        Ok(Some(Mask::Stepped))
+    }
+}
 
 /// Called now and then; `false` cancels.
 pub type OnProgress = Box<dyn FnMut(Progress) -> bool + Send>;
@@ -92,17 +119,33 @@ impl Lvstore {
         while at < clusters {
             let todo = self.inherited(shard, lid, &lvol, at, all).await?;
             for group in todo.chunks(COPIES) {
-                try_join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await?;
+                // All end, also when one fails: a copy that is dropped half-way would keep its claim for ever.
+                let copies = join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await;
+                copies.into_iter().collect::<Result<Vec<bool>>>()?;
             }
             at = ((at / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS).min(clusters);
             if !progress(Progress { done: at, total: clusters }) {
                 return Err(err!(Cancelled, "cancelled; what was copied stays, and the lvol still has its parent"));
             }
         }
-        self.batch_room(8).await?;
-        let (parent, grandparent) = {
+        let mut masked_to = 0;
+        let (parent, grandparent) = loop {
+            self.batch_room(8).await?;
+            let missing = if all { None } else { lock(&self.core).mask_behind_parent(&lvol, &mut masked_to)? };
+            match missing {
+                Some(Mask::Load(lvol, at)) => {
+                    self.load_leaf(shard, &lvol, at).await?;
+                    continue;
+                }
+                Some(Mask::Stepped) => continue,
+                None => {}
+            }
             let mut core = lock(&self.core);
             core.may_change()?;
+            if !all && core.mask_behind_parent(&lvol, &mut masked_to)?.is_some() {
+                // It grew meanwhile.
+                continue;
+            }
             let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
             let grandparent = if all { None } else { core.record(parent)?.parent };
             let id = match grandparent {
@@ -120,7 +163,7 @@ impl Lvstore {
             if let Some(g) = grandparent {
                 core.record_mut(g)?.children.insert(lid);
             }
-            (parent, grandparent)
+            break (parent, grandparent);
         };
         if grandparent.is_none() {
             // Nothing is left that a zero mark could hide.
@@ -184,7 +227,7 @@ impl Lvstore {
         &self,
         shard: &Shard,
         lvol: &Arc<Lvol>,
-        mut change: impl FnMut(&mut crate::store::core::Core, u64) -> Result<()>,
+        mut change: impl FnMut(&mut Core, u64) -> Result<()>,
     ) -> Result<()> {
         let mut at = 0;
         while at < lvol.clusters() {
@@ -216,8 +259,12 @@ impl Lvstore {
     /// Gives every zero mark of a lvol a cluster of zeroes, so that SPDK reads the same.
     pub(crate) async fn fill_zero_marks(self: &Arc<Self>, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
         let mut marked = Vec::new();
-        let has_parent = lock(&self.core).record(lvol.lid)?.parent.is_some();
-        if !has_parent {
+        let inherits = {
+            let core = lock(&self.core);
+            let r = core.record(lvol.lid)?;
+            r.parent.is_some() || r.external().is_some()
+        };
+        if !inherits {
             return self.drop_zero_marks(shard, lvol).await;
         }
         self.each_zero_mark(shard, lvol, |_, cluster| {

@@ -15,8 +15,17 @@ use crate::shard::sync::lock;
 use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
 use crate::store::core::{ATTR_HIDDEN, Core, Lid};
-use crate::store::map::LEAF_CLUSTERS;
+use crate::store::map::{Entry, LEAF_CLUSTERS};
 use std::sync::Arc;
+
+/// How far a merge is.
+#[derive(Default)]
+struct MergeAt {
+    /// Extent page of the snapshot to look at next.
+    ep: u32,
+    /// Clusters of the child up to here are safe from what the grandparent has behind the snapshot's end.
+    masked_to: u64,
+}
 
 /// What one look at a merge says.
 enum Next {
@@ -88,10 +97,10 @@ impl Lvstore {
     async fn merge(self: &Arc<Self>, shard: &Shard, mut lid: Lid) -> Result<()> {
         self.activate(shard).await?;
         loop {
-            let mut ep = 0;
+            let mut at = MergeAt::default();
             let parent = loop {
                 self.batch_room(8).await?;
-                let next = lock(&self.core).merge_step(lid, &mut ep)?;
+                let next = lock(&self.core).merge_step(lid, &mut at)?;
                 match next {
                     Next::Load(lvol, cluster) => self.load_leaf(shard, &lvol, cluster).await?,
                     Next::Stepped => {
@@ -118,8 +127,8 @@ impl Lvstore {
 }
 
 impl Core {
-    /// Moves the next range of snapshot `s` to its only child. `ep` is where to look first.
-    fn merge_step(&mut self, s: Lid, ep: &mut u32) -> Result<Next> {
+    /// Moves the next range of snapshot `s` to its only child.
+    fn merge_step(&mut self, s: Lid, at: &mut MergeAt) -> Result<Next> {
         self.may_change()?;
         let Some(snapshot) = self.records.get(&s) else { return Ok(Next::Stop) };
         if snapshot.children.len() > 1 {
@@ -135,15 +144,18 @@ impl Core {
         }
         // The next range in which the snapshot owns something.
         let eps = snapshot.eps();
-        while eps.get(*ep as usize) == Some(&0) {
-            *ep += 1;
+        while eps.get(at.ep as usize) == Some(&0) {
+            at.ep += 1;
         }
-        let n = *ep as usize;
+        let n = at.ep as usize;
         if n >= eps.len() {
+            if let Some(next) = self.mask_step(s, c, &mut at.masked_to)? {
+                return Ok(next);
+            }
             self.finish_merge(s, c)?;
             return Ok(Next::Done);
         }
-        let first = u64::from(*ep) * LEAF_CLUSTERS;
+        let first = u64::from(at.ep) * LEAF_CLUSTERS;
         if !snapshot.hot.map.load().has_leaf(n) {
             return Ok(Next::Load(snapshot.hot.clone(), first));
         }
@@ -151,14 +163,56 @@ impl Core {
         if inside_child && !child.hot.map.load().has_leaf(n) {
             return Ok(Next::Load(child.hot.clone(), first));
         }
-        let whole = snapshot.ep_len(*ep) == child.ep_len(*ep);
-        if inside_child && whole && child.eps().get(n) == Some(&0) {
-            self.adopt_page(s, c, *ep)?;
+        let whole = snapshot.ep_len(at.ep) == child.ep_len(at.ep);
+        let as_it_is = inside_child && whole && child.eps().get(n) == Some(&0);
+        // What SPDK made thick has holes from now on.
+        self.allow_holes(s)?;
+        if as_it_is {
+            self.adopt_page(s, c, at.ep)?;
         } else {
-            self.merge_page(s, c, *ep)?;
+            self.merge_page(s, c, at.ep)?;
         }
-        *ep += 1;
+        at.ep += 1;
         Ok(Next::Stepped)
+    }
+
+    /// A snapshot that is shorter than its parent hides what the parent has behind the snapshot's end. Before it goes, the
+    /// child gets zero marks there. `None`: nothing is left to do.
+    fn mask_step(&mut self, s: Lid, c: Lid, masked_to: &mut u64) -> Result<Option<Next>> {
+        let (snapshot, child) = (self.record(s)?, self.record(c)?);
+        let Some(grandparent) = snapshot.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
+        let limit = child.clusters().min(grandparent.clusters());
+        let from = snapshot.clusters().max(*masked_to);
+        if from >= limit {
+            return Ok(None);
+        }
+        let (child, grandparent) = (child.hot.clone(), grandparent.hot.clone());
+        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
+        if let Some(load) = self.hide_from(&child, &grandparent, from, to)? {
+            return Ok(Some(Next::Load(load, from)));
+        }
+        *masked_to = to;
+        Ok(Some(Next::Stepped))
+    }
+
+    /// Marks the clusters `from..to` (of one leaf) of `lvol` as zero where it has nothing of its own and `ancestor`, which
+    /// is to become its parent, has something. Answers whose leaf is missing.
+    pub(super) fn hide_from(
+        &mut self,
+        lvol: &Arc<super::Lvol>,
+        ancestor: &Arc<super::Lvol>,
+        from: u64,
+        to: u64,
+    ) -> Result<Option<Arc<super::Lvol>>> {
+        let (map, above) = (lvol.map.load_full(), ancestor.map.load_full());
+        for cluster in from..to {
+            let Some((entry, _)) = map.lookup(cluster) else { return Ok(Some(lvol.clone())) };
+            let Some((there, _)) = above.lookup(cluster) else { return Ok(Some(ancestor.clone())) };
+            if entry == Entry::NONE && there.cluster().is_some() {
+                self.set_entry(lvol.lid, cluster, Entry::OWN_ZERO)?;
+            }
+        }
+        Ok(None)
     }
 
     /// The child owns nothing in this range: it takes the snapshot's extent page as it is.
@@ -239,7 +293,7 @@ impl Core {
                         leaf.set(at, entry);
                         moved_marks += 1;
                     }
-                    None => leaf.set(at, crate::store::map::Entry::NONE),
+                    None => leaf.set(at, Entry::NONE),
                 },
                 _ => freed.extend(entry.cluster()),
             }

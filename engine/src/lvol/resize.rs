@@ -265,14 +265,19 @@ impl Core {
         Ok(true)
     }
 
-    /// A lvol that SPDK made thick gets holes: it becomes thin with a reservation.
-    fn allow_holes(&mut self, lid: Lid) -> Result<()> {
+    /// A lvol that SPDK made thick gets holes: it becomes thin, with a reservation if it is writable.
+    pub(super) fn allow_holes(&mut self, lid: Lid) -> Result<()> {
         let r = self.record(lid)?;
         if r.meta.flags.is_thin() {
             return Ok(());
         }
         let thick = r.thick;
+        let external = r.external().is_some();
         self.update_meta(lid, |meta| {
+            if !external {
+                // A parent that was left over in a lvol without holes must not come back.
+                meta.set_snapshot_parent(None);
+            }
             meta.flags.set_invalid(Flags::THIN_PROV, true);
             if thick {
                 meta.set_xattr(false, ATTR_THICK.as_bytes(), b"1");

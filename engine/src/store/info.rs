@@ -81,7 +81,8 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
         block_size: core.geo.io_unit,
         num_blocks: size / u64::from(core.geo.io_unit),
         cluster_size: core.geo.cluster_size,
-        thin: !r.thick,
+        // A snapshot reserves nothing: it is what it was made from.
+        thin: if r.is_snapshot() { r.meta.flags.is_thin() } else { !r.thick },
         kind,
         parent: parent.or_else(|| external.and_then(|e| Uuid::parse_str(e).ok())),
         children: r

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Submission entries; the completion queue holds four times as many.
 const ENTRIES: u32 = 1024;
+/// `enter` also reaps.
+const IORING_ENTER_GETEVENTS: u32 = 1;
 /// `user_data` of the read that watches the eventfd.
 const WAKE_KEY: u64 = u64::MAX;
 
@@ -122,7 +124,10 @@ impl Backend for Ring {
         let mut ring = self.ring.borrow_mut();
         // Errors here (EINTR, ETIME, EBUSY) all mean: look at what has completed, and come again.
         let _ = if !blocking {
-            ring.submit_and_wait(0)
+            let waiting = ring.submission().len() as u32;
+            // SAFETY: no argument is passed. Asking for events makes the kernel run the completions that it has put off
+            // for this thread (DEFER_TASKRUN); a plain submit would leave them until the next sleep.
+            unsafe { ring.submitter().enter::<libc::sigset_t>(waiting, 0, IORING_ENTER_GETEVENTS, None) }
         } else if let Some(limit) = timeout {
             let span = types::Timespec::new().sec(limit.as_secs()).nsec(limit.subsec_nanos());
             ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&span))

@@ -1,0 +1,433 @@
+//! What a round does: four tasks that read, write, discard and flush, and one that changes the tree.
+
+use super::{SHARDS, SharedModel, adds_up, compare, sound};
+use coppice_engine::export::Volume as _;
+use coppice_engine::lvol::LvolIo;
+use coppice_engine::shard::Shard;
+use coppice_engine::sim::disk::SECTOR;
+use coppice_engine::sim::model::{BLOCK, Fate, Volume, prefix_holds, read_tag, sector, tag};
+use coppice_engine::sim::rng::Rng;
+use coppice_engine::sim::world::World;
+use coppice_engine::store::Lvstore;
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, Error, ErrorKind};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+const WRITERS: usize = 4;
+const WRITES: usize = 60;
+const CHANGES: usize = 25;
+const STEP: u64 = 64 << 10;
+
+#[derive(Clone)]
+pub struct Job {
+    store: Arc<Lvstore>,
+    model: SharedModel,
+    tags: Rc<Cell<u64>>,
+    seed: u64,
+    /// Device errors are to be expected.
+    faulty: bool,
+    /// All writes go to few blocks, so that they meet in one cluster.
+    hot: bool,
+    running: Rc<Cell<usize>>,
+    failure: Rc<RefCell<Option<String>>>,
+}
+
+/// An operation that did not happen, and may not.
+enum Stop {
+    /// The device is broken: nothing more can be asked of this round.
+    Broken,
+    Wrong(String),
+}
+
+impl Job {
+    pub fn new(store: &Arc<Lvstore>, model: &SharedModel, tags: &Rc<Cell<u64>>, seed: u64, faulty: bool) -> Job {
+        Job {
+            store: store.clone(),
+            model: model.clone(),
+            tags: tags.clone(),
+            seed,
+            faulty,
+            hot: seed.is_multiple_of(3),
+            running: Rc::default(),
+            failure: Rc::default(),
+        }
+    }
+
+    pub fn start(&self, world: &World) {
+        for n in 0..WRITERS {
+            let (job, shard) = (self.clone(), world.shards[n % SHARDS].clone());
+            self.spawn(&world.shards[n % SHARDS], async move { job.writes(&shard, n as u64).await });
+        }
+        let (job, shard) = (self.clone(), world.shards[0].clone());
+        self.spawn(&world.shards[0], async move { job.changes(&shard).await });
+    }
+
+    fn spawn(&self, shard: &Shard, work: impl Future<Output = Result<(), Stop>> + 'static) {
+        self.running.set(self.running.get() + 1);
+        let job = self.clone();
+        shard.spawn(async move {
+            if let Err(Stop::Wrong(why)) = work.await {
+                job.failure.borrow_mut().get_or_insert(why);
+            }
+            job.running.set(job.running.get() - 1);
+        });
+    }
+
+    pub fn finished(&self) -> bool {
+        self.running.get() == 0 || self.failure.borrow().is_some()
+    }
+
+    pub fn verdict(&self) -> Result<(), String> {
+        match &*self.failure.borrow() {
+            Some(why) => Err(why.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn next_tag(&self) -> u64 {
+        self.tags.set(self.tags.get() + 1);
+        self.tags.get()
+    }
+
+    /// An error that the program provokes is fine; any other is not.
+    fn allowed(&self, e: Error, also: &[ErrorKind]) -> Result<(), Stop> {
+        match e.kind() {
+            ErrorKind::NoSpace | ErrorKind::NoMetadataSpace => Ok(()),
+            ErrorKind::Io | ErrorKind::Failed if self.faulty => Err(Stop::Broken),
+            kind if also.contains(&kind) => Ok(()),
+            _ => Err(Stop::Wrong(format!("refused: {e:?}"))),
+        }
+    }
+
+    /// Where the data goes: in a hot run to few lvols.
+    fn busy_lvols(&self) -> Vec<Uuid> {
+        let mut all = self.lvols(|v| !v.snapshot);
+        if self.hot {
+            all.truncate(3);
+        }
+        all
+    }
+
+    fn lvols(&self, wanted: impl Fn(&Volume) -> bool) -> Vec<Uuid> {
+        let model = self.model.borrow();
+        model.iter().filter(|(_, v)| v.fate == Fate::Stays && wanted(v)).map(|(id, _)| *id).collect()
+    }
+
+    // ---- data ----
+
+    async fn writes(&self, shard: &Shard, number: u64) -> Result<(), Stop> {
+        let mut rng = Rng::new(self.seed ^ (number + 1) << 40);
+        for _ in 0..WRITES {
+            let all = self.busy_lvols();
+            let io = rng.pick(&all).and_then(|id| LvolIo::open(shard, &self.store, *id).ok().map(|io| (*id, io)));
+            let Some((id, io)) = io else {
+                shard.sleep(Duration::from_micros(5)).await;
+                continue;
+            };
+            match rng.below(20) {
+                0..12 => self.write(shard, &io, id, &mut rng).await?,
+                12..16 => self.discard(&io, id, &mut rng).await?,
+                16 | 17 => self.flush(&io, id).await?,
+                _ => self.read(shard, &io, &mut rng).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A range without another write in it, announced to the model.
+    fn announce(&self, id: Uuid, rng: &mut Rng, tag: u64) -> Option<(u64, u64)> {
+        let mut model = self.model.borrow_mut();
+        let volume = model.get_mut(&id)?;
+        let longest = if rng.one_in(4) && !self.hot { 40 } else { 6 };
+        let first = rng.below(if self.hot { volume.len().min(24) } else { volume.len() });
+        let count = (1 + rng.below(longest)).min(volume.len() - first);
+        volume.write_begins(first, count, tag).then_some((first, count))
+    }
+
+    fn settle(&self, id: Uuid, first: u64, count: u64, durable: bool) {
+        if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
+            volume.write_completes(first, count, durable);
+        }
+    }
+
+    async fn write(&self, shard: &Shard, io: &LvolIo, id: Uuid, rng: &mut Rng) -> Result<(), Stop> {
+        let tag = tag(self.next_tag());
+        let Some((first, count)) = self.announce(id, rng, tag) else { return Ok(()) };
+        let bytes = (count * BLOCK) as usize;
+        let buf = shard.buf(bytes).slice(0, bytes);
+        (0..bytes).step_by(SECTOR).for_each(|at| buf.copy_in(at, &sector(tag)));
+        let fua = rng.one_in(10);
+        match io.write(first * BLOCK, buf, fua).await {
+            Ok(()) => self.settle(id, first, count, fua),
+            Err(e) => self.allowed(e, &[])?,
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, io: &LvolIo, id: Uuid, rng: &mut Rng) -> Result<(), Stop> {
+        let Some((first, count)) = self.announce(id, rng, 0) else { return Ok(()) };
+        match io.discard(first * BLOCK, count * BLOCK).await {
+            Ok(()) => self.settle(id, first, count, false),
+            Err(e) => self.allowed(e, &[])?,
+        }
+        Ok(())
+    }
+
+    async fn flush(&self, io: &LvolIo, id: Uuid) -> Result<(), Stop> {
+        let Some(places) = self.model.borrow().get(&id).map(Volume::flush_begins) else { return Ok(()) };
+        match io.flush().await {
+            Ok(()) => {
+                if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
+                    volume.flush_completes(&places);
+                }
+                Ok(())
+            }
+            Err(e) => self.allowed(e, &[]),
+        }
+    }
+
+    /// While writes are under way the content is anybody's guess, but never a stranger's.
+    async fn read(&self, shard: &Shard, io: &LvolIo, rng: &mut Rng) -> Result<(), Stop> {
+        let blocks = io.size() / BLOCK;
+        let first = rng.below(blocks);
+        let bytes = ((1 + rng.below(30)).min(blocks - first) * BLOCK) as usize;
+        let buf = shard.buf(bytes).slice(0, bytes);
+        match io.read(first * BLOCK, buf.clone()).await {
+            Ok(()) => {
+                let strange = buf.with(|b| b.as_chunks::<SECTOR>().0.iter().position(|s| read_tag(s).is_none()));
+                match strange {
+                    Some(n) => {
+                        Err(Stop::Wrong(format!("a stranger's bytes at {}", first * BLOCK + (n * SECTOR) as u64)))
+                    }
+                    None => Ok(()),
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::Io => Ok(()),
+            Err(e) => self.allowed(e, &[]),
+        }
+    }
+
+    // ---- the tree ----
+
+    async fn changes(&self, shard: &Shard) -> Result<(), Stop> {
+        let mut rng = Rng::new(self.seed);
+        for _ in 0..CHANGES {
+            shard.sleep(Duration::from_micros(rng.below(20))).await;
+            match rng.below(16) {
+                0..3 => self.create(shard, &mut rng).await?,
+                3..6 => self.snapshot(shard, &mut rng).await?,
+                6..8 => self.clone_one(shard, &mut rng).await?,
+                8..11 => self.delete(shard, &mut rng).await?,
+                11 => self.resize(shard, &mut rng).await?,
+                12 => self.revert(shard, &mut rng).await?,
+                13 => self.detach(shard, &mut rng).await?,
+                14 => self.rename(shard, &mut rng).await?,
+                _ => match sound(shard, &self.store).await {
+                    Err(_) if self.faulty => return Err(Stop::Broken),
+                    result => result.map_err(Stop::Wrong)?,
+                },
+            }
+            adds_up(&self.store).map_err(Stop::Wrong)?;
+        }
+        Ok(())
+    }
+
+    fn fresh(&self, rng: &mut Rng) -> (Uuid, String) {
+        let n = self.next_tag();
+        (Uuid::from_u128(u128::from(rng.draw()) << 64 | u128::from(n)), format!("v{n}"))
+    }
+
+    fn set_fate(&self, id: Uuid, fate: Fate) {
+        if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
+            volume.fate = fate;
+        }
+    }
+
+    async fn create(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let (id, name) = self.fresh(rng);
+        let size = (1 + rng.below(20)) * STEP;
+        let mut volume = Volume::new(&name, size);
+        volume.fate = Fate::MayBeNew;
+        self.model.borrow_mut().insert(id, volume);
+        let thick = rng.one_in(3);
+        let how = CreateLvol { name, uuid: Some(id), size, thick, attributes: Default::default() };
+        self.born(id, self.store.create_lvol(shard, how).await.map(|_| ()))
+    }
+
+    /// The end of an operation that makes a lvol.
+    fn born(&self, id: Uuid, result: Result<(), Error>) -> Result<(), Stop> {
+        match result {
+            Ok(()) => self.set_fate(id, Fate::Stays),
+            Err(e) => {
+                self.allowed(e, &[])?;
+                self.model.borrow_mut().remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    /// One lvol, or a group at one instant.
+    async fn snapshot(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let mut origins = self.busy_lvols();
+        let wanted = if rng.one_in(3) { 3 } else { 1 };
+        while origins.len() > wanted {
+            origins.remove(rng.below(origins.len() as u64) as usize);
+        }
+        let mut how = Vec::new();
+        let mut taken = Vec::new();
+        for origin in origins {
+            let (id, name) = self.fresh(rng);
+            let mut model = self.model.borrow_mut();
+            let Some(volume) = model.get(&origin) else { continue };
+            taken.push((id, origin, volume.flush_begins()));
+            let snapshot = volume.as_snapshot(&name, origin);
+            model.insert(id, snapshot);
+            how.push(CreateSnapshot {
+                lvol: origin,
+                name,
+                uuid: Some(id),
+                attributes: Default::default(),
+                hidden: false,
+            });
+        }
+        if how.is_empty() {
+            return Ok(());
+        }
+        let result = self.store.snapshot(shard, how).await;
+        if let Err(e) = result {
+            self.allowed(e, &[])?;
+            taken.iter().for_each(|(id, ..)| {
+                self.model.borrow_mut().remove(id);
+            });
+            return Ok(());
+        }
+        for (id, origin, places) in &taken {
+            let mut model = self.model.borrow_mut();
+            let (Some(mut snapshot), Some(origin)) = (model.remove(id), model.get(origin)) else { continue };
+            snapshot.snapshot_completes(places, origin);
+            model.insert(*id, snapshot);
+        }
+        for (id, ..) in &taken {
+            // From now on it never changes.
+            self.same(compare(shard, &self.store, &self.model, *id, true).await)?;
+        }
+        let model = self.model.borrow();
+        let group: Vec<_> =
+            taken.iter().filter_map(|(id, origin, _)| Some((model.get(id)?, model.get(origin)?))).collect();
+        prefix_holds(&group).map_err(Stop::Wrong)
+    }
+
+    fn same(&self, result: Result<(), Result<String, Error>>) -> Result<(), Stop> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(Ok(why)) => Err(Stop::Wrong(why)),
+            Err(Err(e)) if e.kind() == ErrorKind::Io => Err(Stop::Broken),
+            Err(Err(e)) => self.allowed(e, &[]),
+        }
+    }
+
+    async fn clone_one(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let snapshots = self.lvols(|v| v.snapshot);
+        let Some(snapshot) = rng.pick(&snapshots).copied() else { return Ok(()) };
+        let (id, name) = self.fresh(rng);
+        let size = {
+            let mut model = self.model.borrow_mut();
+            let Some(volume) = model.get(&snapshot) else { return Ok(()) };
+            let mut clone = volume.as_clone(&name);
+            let size = clone.size() + if rng.one_in(3) { (1 + rng.below(4)) * STEP } else { 0 };
+            clone.resize(size);
+            model.insert(id, clone);
+            size
+        };
+        let thick = rng.one_in(6);
+        let how =
+            CreateClone { snapshot, name, uuid: Some(id), size: Some(size), thick, attributes: Default::default() };
+        self.born(id, self.store.clone_snapshot(shard, how).await.map(|_| ()))
+    }
+
+    async fn delete(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let all = self.lvols(|_| true);
+        let Some(id) = rng.pick(&all).copied().filter(|_| all.len() > 1) else { return Ok(()) };
+        self.set_fate(id, Fate::MayBeGone);
+        match self.store.delete(shard, id, rng.one_in(2)).await {
+            Ok(()) => {
+                self.model.borrow_mut().remove(&id);
+            }
+            Err(e) => {
+                self.allowed(e, &[ErrorKind::Busy, ErrorKind::HasClones])?;
+                self.set_fate(id, Fate::Stays);
+            }
+        }
+        Ok(())
+    }
+
+    async fn resize(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let all = self.lvols(|v| !v.snapshot);
+        let Some(id) = rng.pick(&all).copied() else { return Ok(()) };
+        let now = self.model.borrow().get(&id).map_or(0, Volume::size);
+        let size = if rng.one_in(2) { now + (1 + rng.below(8)) * STEP } else { (now / 2).max(STEP) / STEP * STEP };
+        self.set_fate(id, Fate::MayHaveSize(size));
+        let result = self.store.resize(shard, id, size).await;
+        if let Err(e) = result {
+            self.allowed(e, &[ErrorKind::Busy])?;
+        } else if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
+            volume.resize(size);
+        }
+        self.set_fate(id, Fate::Stays);
+        Ok(())
+    }
+
+    async fn revert(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let (lvols, snapshots) = (self.lvols(|v| !v.snapshot), self.lvols(|v| v.snapshot));
+        let (Some(id), Some(to)) = (rng.pick(&lvols).copied(), rng.pick(&snapshots).copied()) else { return Ok(()) };
+        // A crash leaves one or the other, which the model cannot say: only when nobody can cut it off is it compared.
+        let Some(before) = self.model.borrow().get(&id).cloned() else { return Ok(()) };
+        let after = self.model.borrow().get(&to).map(|s| s.as_clone(&before.name));
+        let Some(mut after) = after.filter(|a| a.size() == before.size()) else { return Ok(()) };
+        after.fate = Fate::Stays;
+        let mut either = before.or(&after);
+        either.fate = Fate::MayHaveSize(before.size());
+        self.model.borrow_mut().insert(id, either);
+        match self.store.revert(shard, id, to).await {
+            Ok(_) => {
+                self.model.borrow_mut().insert(id, after);
+            }
+            Err(e) => {
+                self.allowed(e, &[ErrorKind::Busy, ErrorKind::Invalid, ErrorKind::NotFound])?;
+                self.model.borrow_mut().insert(id, before);
+            }
+        }
+        Ok(())
+    }
+
+    async fn detach(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let all = self.lvols(|v| !v.snapshot);
+        let Some(id) = rng.pick(&all).copied() else { return Ok(()) };
+        let result = if rng.one_in(2) {
+            self.store.inflate(shard, id, Box::new(|_| true)).await
+        } else {
+            self.store.decouple(shard, id, Box::new(|_| true)).await
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) => self.allowed(e, &[ErrorKind::Busy, ErrorKind::Invalid]),
+        }
+    }
+
+    async fn rename(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let all = self.lvols(|_| true);
+        let Some(id) = rng.pick(&all).copied() else { return Ok(()) };
+        let (_, name) = self.fresh(rng);
+        let result = match rng.below(2) {
+            0 => self.store.rename(shard, id, &name).await,
+            _ => self.store.set_attributes(shard, id, vec![("note".into(), Some("x".repeat(3000)))]).await,
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) => self.allowed(e, &[ErrorKind::Busy, ErrorKind::NotFound]),
+        }
+    }
+}
