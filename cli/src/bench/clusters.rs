@@ -2,7 +2,7 @@
 
 use super::load::{Job, Kind};
 use super::place::{Effort, OnStore, Place, in_turns};
-use super::rows::Row;
+use super::rows::{Row, Show};
 use super::stats::Random;
 use super::touch::{self, Before};
 use anyhow::Result;
@@ -14,12 +14,7 @@ use uuid::Uuid;
 const TIB: u64 = 1 << 40;
 const PAGE: u64 = 4096;
 
-pub fn compare(
-    places: &[(&'static str, PathBuf)],
-    sizes: &[u32],
-    effort: &Effort,
-    show: &mut dyn FnMut(Row),
-) -> Result<()> {
+pub fn compare(places: &[(&'static str, PathBuf)], sizes: &[u32], effort: &Effort, show: &mut Show<'_>) -> Result<()> {
     for (name, dir) in places {
         let place = Place::new(name, dir, effort.file_bytes)?;
         for before in [Before::Nothing, Before::SharedWithSnapshot] {
@@ -27,7 +22,7 @@ pub fn compare(
                 for size in sizes {
                     let what = if before == Before::Nothing { "4k first touch" } else { "4k first touch, COW" };
                     let name = named(&place, *size, &format!("{what} qd{depth}"));
-                    show(touch::row(&place, effort, Some(*size), before, depth, name)?);
+                    show(touch::row(&place, effort, Some(*size), before, depth, name)?)?;
                 }
             }
         }
@@ -40,9 +35,9 @@ pub fn compare(
         let clusters = TIB / u64::from(*size);
         let leaves = clusters / LEAF_CLUSTERS;
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-        show(Row::alone(format!("{kib} KiB: space per 4k overwritten after a snapshot"), "KiB", f64::from(kib)));
-        show(Row::alone(format!("{kib} KiB: map in memory, 1 TiB mapped"), "MiB", mib(leaves * LEAF_BYTES)));
-        show(Row::alone(format!("{kib} KiB: extent pages, 1 TiB mapped"), "MiB", mib(leaves * PAGE)));
+        show(Row::alone(format!("{kib} KiB: space per 4k overwritten after a snapshot"), "KiB", f64::from(kib)))?;
+        show(Row::alone(format!("{kib} KiB: map in memory, 1 TiB mapped"), "MiB", mib(leaves * LEAF_BYTES)))?;
+        show(Row::alone(format!("{kib} KiB: extent pages, 1 TiB mapped"), "MiB", mib(leaves * PAGE)))?;
     }
     Ok(())
 }
@@ -53,7 +48,7 @@ fn named(place: &Place, size: u32, what: &str) -> String {
 
 /// A lvol after 30 snapshots with random overwrites between them, two in three of them deleted again, against a fresh
 /// one: large sequential reads.
-fn aged(place: &Place, size: u32, effort: &Effort, show: &mut dyn FnMut(Row)) -> Result<()> {
+fn aged(place: &Place, size: u32, effort: &Effort, show: &mut Show<'_>) -> Result<()> {
     const ROUNDS: usize = 30;
     let store = place.store(Some(size))?;
     let span = effort.lvol_bytes / 4;
@@ -78,7 +73,7 @@ fn aged(place: &Place, size: u32, effort: &Effort, show: &mut dyn FnMut(Row)) ->
     store.on_lvol(fresh, &job)?;
     store.on_lvol(old, &job)?;
     let pairs = in_turns(effort.reps, |_| store.on_lvol(fresh, &job), |_| store.on_lvol(old, &job))?;
-    show(Row::of_pairs(named(place, size, "128k read, aged against fresh"), "MB/s", 131072.0 / 1e6, &pairs));
+    show(Row::of_pairs(named(place, size, "128k read, aged against fresh"), "MB/s", 131072.0 / 1e6, &pairs))?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use super::load::{Job, Kind};
 use super::place::{Effort, Place, in_turns};
-use super::rows::Row;
+use super::rows::{Row, Show};
 use super::steady::{against_raw, full};
 use super::touch::each_cluster_once;
 use anyhow::Result;
@@ -10,7 +10,7 @@ use anyhow::Result;
 const BLOCK: usize = 4096;
 const WRITERS: usize = 16;
 
-pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     let store = place.store(cluster)?;
     let span = effort.lvol_bytes / 4;
     let lvol = store.create("mapped", span)?;
@@ -21,7 +21,7 @@ pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn
         ("16 writers: overwrite and flush", Kind::WriteFlush, WRITERS),
     ] {
         let job = |base| Job::random(kind, BLOCK, depth, base, span, effort.slice);
-        show(Row::of_pairs(full(place, name), "k/s", 1e-3, &against_raw(&store, lvol, effort, job)?));
+        show(Row::of_pairs(full(place, name), "k/s", 1e-3, &against_raw(&store, lvol, effort, job)?))?;
     }
     let size = store.cluster_size();
     let reps = effort.reps.min(7);
@@ -39,7 +39,7 @@ pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn
         };
         touch(reps)?;
         let pairs = in_turns(reps, |_| store.on_raw(&raw), touch)?;
-        show(Row::of_pairs(full(place, name), "k/s", 1e-3, &pairs));
+        show(Row::of_pairs(full(place, name), "k/s", 1e-3, &pairs))?;
     }
     Ok(())
 }

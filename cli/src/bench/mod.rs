@@ -16,10 +16,11 @@ mod steady;
 mod swallow;
 mod touch;
 
+use crate::{output, size};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use place::{Effort, Place};
-use rows::{Row, header, text};
+use rows::{Row, Show, header, text};
 use std::path::{Path, PathBuf};
 
 /// A file system in memory.
@@ -41,10 +42,10 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     on: Vec<On>,
     /// Cluster size of the stores, e.g. 64K.
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = size::parse_u32)]
     cluster_size: Option<u32>,
     /// Instead of the rows above, compare these cluster sizes, e.g. 64K,128K,256K,4M.
-    #[arg(long, value_parser = parse_size, value_delimiter = ',')]
+    #[arg(long, value_parser = size::parse_u32, value_delimiter = ',')]
     compare_clusters: Vec<u32>,
 }
 
@@ -71,42 +72,30 @@ enum On {
     Memory,
 }
 
-/// Bytes with an optional K, M or G.
-fn parse_size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.trim_end_matches("iB").char_indices().last() {
-        Some((n, 'K' | 'k')) => (text.get(..n), 1u64 << 10),
-        Some((n, 'M' | 'm')) => (text.get(..n), 1 << 20),
-        Some((n, 'G' | 'g')) => (text.get(..n), 1 << 30),
-        _ => (Some(text), 1),
-    };
-    let value = digits.and_then(|d| d.parse::<u64>().ok()).and_then(|v| v.checked_mul(unit));
-    value.and_then(|v| u32::try_from(v).ok()).ok_or_else(|| format!("\"{text}\" is not a size like 64K or 4M"))
+pub async fn run(args: BenchArgs, json: bool) -> Result<()> {
+    // The load runs on data threads of its own; this one waits for them.
+    tokio::task::spawn_blocking(move || measure(&args, json)).await?
 }
 
-pub fn run(args: BenchArgs, json: bool) -> Result<()> {
+fn measure(args: &BenchArgs, json: bool) -> Result<()> {
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
-    let mut done: Vec<Row> = Vec::new();
-    if !json {
-        println!("{}", header());
-    }
+    let mut rows: Vec<Row> = Vec::new();
+    let tell = |line: String| if json { Ok(()) } else { output::print(&(line + "\n")) };
+    tell(header())?;
     let mut show = |row: Row| {
-        if !json {
-            println!("{}", text(&row));
-        }
-        done.push(row);
+        tell(text(&row))?;
+        rows.push(row);
+        Ok(())
     };
     if args.compare_clusters.is_empty() {
-        parts(&args, &effort, &mut show)?;
+        parts(args, &effort, &mut show)?;
     } else {
-        clusters::compare(&places(&args)?, &args.compare_clusters, &effort, &mut show)?;
+        clusters::compare(&places(args)?, &args.compare_clusters, &effort, &mut show)?;
     }
-    if json {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "rows": done }))?);
-    }
-    Ok(())
+    if json { output::print_json(&serde_json::json!({ "rows": rows })) } else { Ok(()) }
 }
 
-fn parts(args: &BenchArgs, effort: &Effort, show: &mut dyn FnMut(Row)) -> Result<()> {
+fn parts(args: &BenchArgs, effort: &Effort, show: &mut Show<'_>) -> Result<()> {
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let cluster = args.cluster_size;
     if [Part::Steady, Part::Touch, Part::Depth, Part::Flush, Part::Load].into_iter().any(wanted) {
@@ -152,19 +141,4 @@ fn places(args: &BenchArgs) -> Result<Vec<(&'static str, PathBuf)>> {
         places.push(("memory", PathBuf::from(MEMORY_DIR)));
     }
     Ok(places)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read() {
-        assert_eq!(parse_size("64K"), Ok(64 << 10));
-        assert_eq!(parse_size("4MiB"), Ok(4 << 20));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        for bad in ["", "K", "x", "64Q", "16G", "-1"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-    }
 }

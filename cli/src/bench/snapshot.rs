@@ -2,7 +2,7 @@
 
 use super::load::{Job, Kind, Slice};
 use super::place::{Effort, Place};
-use super::rows::Row;
+use super::rows::{Row, Show};
 use super::stats::quantile;
 use super::steady::full;
 use super::swallow::BigStore;
@@ -19,7 +19,7 @@ const GIB: u64 = 1 << 30;
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Latency of I/O while its lvol is snapshotted again and again, against the same without.
-pub fn under_load(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn under_load(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     for (kind, what) in [(Kind::Read, "read"), (Kind::Write, "write")] {
         let store = place.store(cluster)?;
         // Small, so that the copies after each snapshot fit into the file.
@@ -45,15 +45,15 @@ pub fn under_load(place: &Place, effort: &Effort, cluster: Option<u32>, show: &m
             let us = |s: &Slice| quantile(&s.latencies.iter().map(|n| f64::from(*n) / 1e3).collect::<Vec<_>>(), q);
             let (before, during) = (us(&calm), us(&loaded));
             let row = Row::alone(full(place, &format!("4k {what} qd4 {name}, calm / snapshotted")), "µs", during);
-            show(Row { raw: Some(before), ratio: Some(before / during.max(1e-9)), ..row });
+            show(Row { raw: Some(before), ratio: Some(before / during.max(1e-9)), ..row })?;
         }
-        show(Row::alone(full(place, &format!("snapshot under {what}s")), "ms", quantile(&took, 0.5)));
+        show(Row::alone(full(place, &format!("snapshot under {what}s")), "ms", quantile(&took, 0.5)))?;
     }
     Ok(())
 }
 
 /// Snapshot and delete of fully mapped lvols of several sizes.
-pub fn by_size(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn by_size(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     const REPS: usize = 9;
     let total: u64 = effort.mapped_gib.iter().sum::<u64>() * GIB;
     let big = BigStore::new(dir, total + total / 16 + GIB, cluster)?;
@@ -71,7 +71,7 @@ pub fn by_size(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn
         for (what, times) in [("snapshot", &snaps), ("delete of the snapshot", &deletes)] {
             let note = format!("{:.2}–{:.2}", quantile(times, 0.0), quantile(times, 1.0));
             let row = Row::alone(format!("{what}, {gib} GiB mapped"), "ms", quantile(times, 0.5));
-            show(row.note(format!("(min–max {note})")));
+            show(row.note(format!("(min–max {note})")))?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::load::{Job, Kind, Slice};
 use super::place::{Effort, OnStore, Place, in_turns};
-use super::rows::Row;
+use super::rows::{Row, Show};
 use super::stats::Random;
 use super::swallow::BigStore;
 use anyhow::Result;
@@ -15,7 +15,7 @@ const LARGE: usize = 128 << 10;
 const LARGE_DEPTH: usize = 4;
 
 /// Random and sequential I/O on one lvol against the device.
-pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     let store = place.store(cluster)?;
     let span = effort.lvol_bytes;
     let lvol = store.create("steady", span)?;
@@ -27,12 +27,12 @@ pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn
         ("4k random overwrite qd32", Kind::Write, 32),
     ] {
         let job = |base| Job::random(kind, BLOCK, depth, base, span, effort.slice);
-        show(Row::of_pairs(full(place, name), "kIOPS", 1e-3, &against_raw(&store, lvol, effort, job)?));
+        show(Row::of_pairs(full(place, name), "kIOPS", 1e-3, &against_raw(&store, lvol, effort, job)?))?;
     }
     for (name, kind) in [("128k sequential read qd4", Kind::Read), ("128k sequential overwrite qd4", Kind::Write)] {
         let job = |base| Job::sequential(kind, LARGE, LARGE_DEPTH, base, span, effort.slice);
         let pairs = against_raw(&store, lvol, effort, job)?;
-        show(Row::of_pairs(full(place, name), "MB/s", LARGE as f64 / 1e6, &pairs));
+        show(Row::of_pairs(full(place, name), "MB/s", LARGE as f64 / 1e6, &pairs))?;
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ pub fn against_raw(
 
 /// A lvol at the end of a chain of snapshots against one without ancestors: reads of clusters whose owners lie anywhere in
 /// the chain, and overwrites of clusters that it owns.
-pub fn depth_rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn depth_rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     const DEPTH: usize = 32;
     let store = place.store(cluster)?;
     let span = effort.lvol_bytes / 4;
@@ -94,7 +94,7 @@ pub fn depth_rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &m
                 store.on_lvol(lvol, &job)?;
                 let pairs = in_turns(effort.reps, |_| store.on_lvol(flat, &job), |_| store.on_lvol(lvol, &job))?;
                 let name = format!("4k random {what} qd{queue}, depth {depth} against 0");
-                show(Row::of_pairs(full(place, &name), "kIOPS", 1e-3, &pairs));
+                show(Row::of_pairs(full(place, &name), "kIOPS", 1e-3, &pairs))?;
             }
         }
     }
@@ -102,7 +102,7 @@ pub fn depth_rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &m
 }
 
 /// The engine's own code and nothing else: a device that answers without a system call.
-pub fn null_rows(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn null_rows(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     let span = effort.lvol_bytes;
     let store = BigStore::new(dir, 4 * span, cluster)?;
     let lvol = store.mapped("null", span)?;
@@ -112,7 +112,7 @@ pub fn null_rows(dir: &Path, effort: &Effort, cluster: Option<u32>, show: &mut d
         store.on_raw(&on_raw)?;
         store.on_lvol(lvol, &on_lvol)?;
         let pairs = in_turns(effort.reps, |_| store.on_raw(&on_raw), |_| store.on_lvol(lvol, &on_lvol))?;
-        show(Row::of_pairs(format!("null: {name}"), "kIOPS", 1e-3, &pairs));
+        show(Row::of_pairs(format!("null: {name}"), "kIOPS", 1e-3, &pairs))?;
     }
     Ok(())
 }

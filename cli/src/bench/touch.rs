@@ -5,7 +5,7 @@
 
 use super::load::{Job, Kind};
 use super::place::{Effort, OnStore, Place, in_turns};
-use super::rows::Row;
+use super::rows::{Row, Show};
 use super::stats::Random;
 use super::steady::full;
 use anyhow::Result;
@@ -20,10 +20,10 @@ pub enum Before {
     SharedWithSnapshot,
 }
 
-pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut dyn FnMut(Row)) -> Result<()> {
+pub fn rows(place: &Place, effort: &Effort, cluster: Option<u32>, show: &mut Show<'_>) -> Result<()> {
     for (before, what) in [(Before::Nothing, "4k first touch"), (Before::SharedWithSnapshot, "4k first touch, COW")] {
         for depth in [1, 32] {
-            show(row(place, effort, cluster, before, depth, full(place, &format!("{what} qd{depth}")))?);
+            show(row(place, effort, cluster, before, depth, full(place, &format!("{what} qd{depth}")))?)?;
         }
     }
     Ok(())

@@ -9,7 +9,6 @@
 
 use super::io::{Handle, Seen, Source};
 use crate::error::{Result, err};
-use crate::shard::all;
 use crate::shard::sync::{lock, wait_until};
 use crate::sim::mutation::{Mutation, active};
 use crate::store::core::{Core, Lid};
@@ -303,19 +302,26 @@ impl Handle {
                 let zeroes = self.local.zeroes.slice(0, n.min(ZEROES as u64) as usize);
                 port.write(place + at, zeroes, false).done("cannot zero a new cluster").await?;
             } else {
-                let buf = port.shard.buf(n as usize).slice(0, n as usize);
-                match base {
-                    Some(base) => port.read(base + at, buf.clone()).done("cannot read what is to be copied").await?,
-                    None => buf.fill_zero(),
-                }
-                if a < b {
-                    let (to_at, bytes) = ((a - at) as usize, (b - a) as usize);
+                let buf = match base {
+                    None => self.local.take_clean(n as usize),
+                    Some(base) => {
+                        let buf = port.shard.buf(n as usize).slice(0, n as usize);
+                        port.read(base + at, buf.clone()).done("cannot read what is to be copied").await?;
+                        buf
+                    }
+                };
+                let (to_at, bytes) = ((a - at) as usize, (b - a) as usize);
+                if bytes > 0 {
                     match source.slice((skip + a - from) as usize, bytes) {
                         Source::Buf(data) => buf.copy_from(to_at, &data),
                         Source::Zero => buf.zero(to_at, bytes),
                     }
                 }
-                all(vec![port.write(place + at, buf, false)], "cannot fill a new cluster").await?;
+                port.write(place + at, buf.clone(), false).done("cannot fill a new cluster").await?;
+                if base.is_none() {
+                    buf.zero(to_at, bytes);
+                    self.local.give_clean(buf);
+                }
             }
             at += n;
         }

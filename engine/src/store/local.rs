@@ -5,6 +5,7 @@
 //! after which a freed cluster may be reused, a snapshot answers, and a copy may trust its source.
 
 use crate::shard::{Port, Shard};
+use crate::sys::buf::{Buf, BufSlice};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -20,11 +21,15 @@ pub struct StoreShard {
     in_flight: [Cell<u32>; 2],
     drain_waiters: RefCell<Vec<Waker>>,
     /// A buffer of zeroes for fills.
-    pub zeroes: crate::sys::buf::Buf,
+    pub zeroes: Buf,
+    /// Buffers that are all zero and may be written, of one length.
+    clean: RefCell<Vec<BufSlice>>,
 }
 
 /// Bytes of the buffer of zeroes.
 pub const ZEROES: usize = 1 << 20;
+/// Bytes of clean buffers that are kept.
+const CLEAN_KEEP_BYTES: usize = 8 << 20;
 
 impl StoreShard {
     pub fn new(shard: Shard, port: Port) -> Rc<StoreShard> {
@@ -39,7 +44,29 @@ impl StoreShard {
             in_flight: [Cell::new(0), Cell::new(0)],
             drain_waiters: RefCell::default(),
             zeroes,
+            clean: RefCell::default(),
         })
+    }
+
+    /// A buffer of `len` zeroes to write into.
+    pub fn take_clean(&self, len: usize) -> BufSlice {
+        match self.clean.borrow_mut().pop() {
+            Some(buf) if buf.len() == len => buf,
+            _ => {
+                let buf = self.shard.buf(len).slice(0, len);
+                buf.fill_zero();
+                buf
+            }
+        }
+    }
+
+    /// Takes it back; the caller has zeroed what it wrote and nothing reads or writes it any more. Zeroing a few blocks is
+    /// cheaper than a whole cluster for each first touch.
+    pub fn give_clean(&self, buf: BufSlice) {
+        let mut clean = self.clean.borrow_mut();
+        if (clean.len() + 1) * buf.len() <= CLEAN_KEEP_BYTES {
+            clean.push(buf);
+        }
     }
 
     /// True while a snapshot swaps maps: nothing may be planned.
