@@ -1,1 +1,29 @@
+//! The contracts of Coppice and how they are carried: CSI, the admin API, unix sockets, error codes, and the attributes
+//! by which the control plane finds its way in the engine's metadata. No behaviour.
 
+pub mod attributes;
+pub mod calls;
+pub mod capability;
+pub mod convert;
+pub mod status;
+pub mod turns;
+pub mod unix;
+
+/// The Container Storage Interface.
+pub mod csi {
+    pub mod v1 {
+        #![allow(clippy::all, clippy::unwrap_used)]
+        tonic::include_proto!("csi.v1");
+    }
+}
+
+/// The admin API.
+pub mod admin {
+    pub mod v1 {
+        #![allow(clippy::all, clippy::unwrap_used)]
+        tonic::include_proto!("coppice.admin.v1");
+    }
+}
+
+/// The compiled descriptors of both contracts (a serialised `FileDescriptorSet`).
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -109,8 +109,13 @@ impl Bits {
         }
     }
 
-    fn byte(&self, n: usize) -> u8 {
-        self.words.get(n / 8).map_or(0, |w| (w >> (8 * (n % 8))) as u8)
+    /// Bytes `n..n + 8` of the bitmap as a number; zero behind its end.
+    fn eight_bytes(&self, n: usize) -> u64 {
+        let word = |i: usize| self.words.get(i).copied().unwrap_or(0);
+        match 8 * (n % 8) {
+            0 => word(n / 8),
+            shift => word(n / 8) >> shift | word(n / 8 + 1) << (64 - shift),
+        }
     }
 }
 
@@ -143,14 +148,14 @@ pub fn piece_of(n: u32) -> u32 {
 /// One 4096-byte piece of a mask's area, so that a change of one bit writes one piece.
 pub fn encode_piece(kind: MaskKind, bits: &Bits, piece: u32) -> Page {
     let mut page = [0; PAGE_SIZE];
-    let header = bits.len.to_le_bytes();
     let start = piece as usize * PAGE_SIZE;
-    for (at, byte) in (start..).zip(page.iter_mut()) {
-        *byte = match at {
-            0 => kind as u8,
-            1..HEADER => header[at - 1],
-            _ => bits.byte(at - HEADER),
+    for (n, to) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let at = start + 8 * n;
+        let word = match at.checked_sub(HEADER) {
+            Some(byte) => bits.eight_bytes(byte),
+            None => kind as u64 | u64::from(bits.len) << 8 | bits.eight_bytes(0) << (8 * HEADER),
         };
+        *to = word.to_le_bytes();
     }
     page
 }

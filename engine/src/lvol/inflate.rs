@@ -119,9 +119,9 @@ impl Lvstore {
         while at < clusters {
             let todo = self.inherited(shard, lid, &lvol, at, all).await?;
             for group in todo.chunks(COPIES) {
-                // All end, the failed ones too: a copy that is dropped would keep its claim for ever.
+                // All end, also when one fails: a copy that is dropped half-way would keep its claim for ever.
                 let copies = join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await;
-                copies.into_iter().try_for_each(|copy| copy.map(|_| ()))?;
+                copies.into_iter().collect::<Result<Vec<bool>>>()?;
             }
             at = ((at / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS).min(clusters);
             if !progress(Progress { done: at, total: clusters }) {

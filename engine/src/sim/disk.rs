@@ -50,6 +50,12 @@ pub struct Faults {
     pub flushes: u64,
 }
 
+impl Faults {
+    pub fn any(&self) -> bool {
+        self.reads + self.writes + self.flushes > 0
+    }
+}
+
 pub struct Disk {
     /// What survives for certain.
     durable: Vec<u8>,

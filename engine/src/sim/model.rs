@@ -34,9 +34,29 @@ pub fn read_tag(bytes: &[u8]) -> Option<u64> {
     (bytes == sector(tag) && (tag == 0 || tag & (0xff << 56) == TAG_MARK)).then_some(tag)
 }
 
+/// When a write was issued and when it completed, in ticks of the model.
+#[derive(Clone, Copy)]
+struct Span {
+    issued: u64,
+    completed: u64,
+}
+
+thread_local! {
+    static TICKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+fn tick() -> u64 {
+    TICKS.with(|t| {
+        t.set(t.get() + 1);
+        t.get()
+    })
+}
+
 #[derive(Clone)]
 struct Block {
     values: [Vec<u64>; SECTORS],
+    /// One per value.
+    spans: Vec<Span>,
     /// Values cut off so far: places in the list stay comparable.
     cut: u64,
     /// A write is on its way, or failed half-way: the last two values are both current.
@@ -45,7 +65,12 @@ struct Block {
 
 impl Block {
     fn new() -> Block {
-        Block { values: std::array::from_fn(|_| vec![0]), cut: 0, unsettled: false }
+        Block {
+            values: std::array::from_fn(|_| vec![0]),
+            spans: vec![Span { issued: 0, completed: 0 }],
+            cut: 0,
+            unsettled: false,
+        }
     }
 
     /// Place of the oldest value that is current now.
@@ -55,13 +80,20 @@ impl Block {
     }
 
     fn push(&mut self, tag: u64) {
+        self.spans.push(Span { issued: tick(), completed: u64::MAX });
         self.values.iter_mut().for_each(|v| v.push(tag));
+    }
+
+    fn join(&mut self, other: &Block) {
+        self.spans.extend(&other.spans);
+        self.values.iter_mut().zip(&other.values).for_each(|(mine, theirs)| mine.extend(theirs));
     }
 
     /// Forgets what is older than place `keep`.
     fn forget(&mut self, keep: u64) {
         let n = keep.saturating_sub(self.cut).min(self.values[0].len() as u64 - 1);
         self.cut += n;
+        self.spans.drain(..n as usize);
         self.values.iter_mut().for_each(|v| {
             v.drain(..n as usize);
         });
@@ -85,6 +117,8 @@ pub struct Volume {
     pub name: String,
     pub snapshot: bool,
     pub fate: Fate,
+    /// Of a snapshot that is being taken: what is written to its origin meanwhile may be in it.
+    origin: Option<Uuid>,
     blocks: Vec<Block>,
 }
 
@@ -94,6 +128,7 @@ impl Volume {
             name: name.into(),
             snapshot: false,
             fate: Fate::Stays,
+            origin: None,
             blocks: vec![Block::new(); (size / BLOCK) as usize],
         }
     }
@@ -136,6 +171,9 @@ impl Volume {
     pub fn write_completes(&mut self, first: u64, count: u64, durable: bool) {
         for block in self.range(first, count) {
             block.unsettled = false;
+            if let Some(span) = block.spans.last_mut() {
+                span.completed = tick();
+            }
             if durable {
                 block.forget(block.current());
             }
@@ -152,31 +190,34 @@ impl Volume {
     }
 
     /// The volume as a snapshot that is being taken may hold it.
-    pub fn as_snapshot(&self, name: &str) -> Volume {
-        Volume { name: name.into(), snapshot: true, fate: Fate::MayBeNew, blocks: self.blocks.clone() }
+    pub fn as_snapshot(&self, name: &str, origin: Uuid) -> Volume {
+        let blocks = self.blocks.clone();
+        Volume { name: name.into(), snapshot: true, fate: Fate::MayBeNew, origin: Some(origin), blocks }
     }
 
     /// The snapshot of `origin` was taken: it holds nothing that was overwritten before the call (`places`), and may hold
     /// what was written during it.
     pub fn snapshot_completes(&mut self, places: &[u64], origin: &Volume) {
         self.fate = Fate::Stays;
+        self.origin = None;
         for ((mine, theirs), place) in self.blocks.iter_mut().zip(&origin.blocks).zip(places) {
             mine.forget(*place);
-            mine.values.iter_mut().zip(&theirs.values).for_each(|(m, t)| m.extend(t));
+            mine.join(theirs);
             mine.unsettled = false;
         }
     }
 
     /// A clone of this snapshot.
     pub fn as_clone(&self, name: &str) -> Volume {
-        Volume { name: name.into(), snapshot: false, fate: Fate::MayBeNew, blocks: self.blocks.clone() }
+        let blocks = self.blocks.clone();
+        Volume { name: name.into(), snapshot: false, fate: Fate::MayBeNew, origin: None, blocks }
     }
 
     /// A volume that holds either this content or the other's.
     pub fn or(&self, other: &Volume) -> Volume {
         let mut both = self.clone();
         for (mine, theirs) in both.blocks.iter_mut().zip(&other.blocks) {
-            mine.values.iter_mut().zip(&theirs.values).for_each(|(m, t)| m.extend(t));
+            mine.join(theirs);
         }
         both
     }
@@ -201,10 +242,41 @@ impl Volume {
             }
             if pin {
                 block.unsettled = false;
+                block.spans = block.spans.last().copied().into_iter().collect();
             }
         }
         Ok(())
     }
+}
+
+/// P2 across lvols: if a group of snapshots holds a write, it holds every write to any of their origins that completed
+/// before that one was issued. `group`: each snapshot, read and pinned, with its origin as it is now.
+pub fn prefix_holds(group: &[(&Volume, &Volume)]) -> Result<(), String> {
+    let blocks = || group.iter().flat_map(|(s, o)| s.blocks.iter().zip(&o.blocks).map(move |pair| (*s, pair)));
+    // Places in the origin's list of the value that the snapshot holds (zeroes may come several times): the first and the
+    // last; `None`: older than the list, or torn.
+    let held = |snapshot: &Block, origin: &Block| {
+        let tag = snapshot.values[0].first()?;
+        let whole = snapshot.values.iter().all(|v| v.first() == Some(tag));
+        let mut places = origin.values[0].iter().enumerate().filter(|(_, v)| whole && *v == tag).map(|(n, _)| n);
+        let first = places.next()?;
+        Some((first, places.next_back().unwrap_or(first)))
+    };
+    // A zero may be an older one than those in the list: it says nothing about when it was written.
+    let tagged = blocks().filter(|(_, (s, _))| s.values[0].first() != Some(&0));
+    let newest = tagged.filter_map(|(_, (s, o))| held(s, o).and_then(|(n, _)| o.spans.get(n))).map(|s| s.issued).max();
+    let Some(newest) = newest else { return Ok(()) };
+    for (n, (volume, (snapshot, origin))) in blocks().enumerate() {
+        let torn = snapshot.values.iter().any(|v| v.first() != snapshot.values[0].first());
+        let must = origin.spans.iter().rposition(|s| s.completed < newest);
+        if !torn && must.is_some() && held(snapshot, origin).map(|(_, last)| last) < must {
+            return Err(format!(
+                "snapshot {} lacks a write (block {n} of the group) that completed before another one was issued that it holds",
+                volume.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Every lvol that should be there, or may be.
@@ -216,6 +288,13 @@ pub fn settle(model: &mut Model, listed: &BTreeMap<Uuid, u64>) -> Result<(), Str
         return Err(format!("lvol {unknown} was never created, or was deleted for good"));
     }
     let ids: Vec<Uuid> = model.keys().copied().collect();
+    for id in &ids {
+        let Some(volume) = model.get(id) else { continue };
+        let Some(origin) = volume.origin.and_then(|o| model.get(&o)) else { continue };
+        let mut either = volume.or(origin);
+        either.origin = None;
+        model.insert(*id, either);
+    }
     for id in ids {
         let Some(volume) = model.get_mut(&id) else { continue };
         let Some(size) = listed.get(&id) else {

@@ -68,9 +68,9 @@ pub enum Outcome {
 
 /// Steps of one run, after which it is taken for endless.
 const STEPS_MAX: u64 = 5_000_000;
-/// Times in a row that only the clock moved, after which it is taken for a deadlock: stores look after themselves every
-/// 200 ms and commit what nobody flushed after 5 s.
-const IDLE_MAX: u32 = 500;
+/// Virtual time of one run, after which it is taken for a deadlock: a disk's operation takes none, and stores commit what
+/// nobody flushed after 5 s.
+const TIME_MAX_NS: u64 = 600_000_000_000;
 
 pub struct World {
     pub shards: Vec<Shard>,
@@ -91,7 +91,7 @@ impl World {
 
     /// Runs until `done`, or until the disk has completed `crash_at` writes.
     pub fn run(&mut self, mut done: impl FnMut() -> bool, crash_at: Option<u64>) -> Outcome {
-        let mut idle = 0;
+        let limit_ns = self.disk.borrow().now_ns + TIME_MAX_NS;
         for _ in 0..STEPS_MAX {
             if done() {
                 return Outcome::Done;
@@ -100,12 +100,10 @@ impl World {
                 return Outcome::Crashed;
             }
             if self.step() {
-                idle = 0;
                 continue;
             }
-            idle += 1;
             let next = self.shards.iter().filter_map(Shard::next_deadline).min();
-            let Some(at) = next.filter(|_| idle < IDLE_MAX) else { panic!("deadlock: nothing can make a step") };
+            let Some(at) = next.filter(|at| *at < limit_ns) else { panic!("deadlock: nothing can make a step") };
             {
                 let mut disk = self.disk.borrow_mut();
                 disk.now_ns = disk.now_ns.max(at);
@@ -164,10 +162,21 @@ impl World {
 
     /// The power goes: tasks vanish where they are. Answers with what is on the disk.
     pub fn power_cut(self) -> Vec<u8> {
+        self.abandon();
+        let disk = self.disk.replace(Disk::new(Vec::new(), Rng::new(0)));
+        disk.crash()
+    }
+
+    fn abandon(&self) {
         for shard in &self.shards {
             shard.enter(|| shard.abandon());
         }
-        let disk = self.disk.replace(Disk::new(Vec::new(), Rng::new(0)));
-        disk.crash()
+    }
+}
+
+/// Tasks hold their shards, which hold the tasks.
+impl Drop for World {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }

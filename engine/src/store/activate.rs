@@ -10,6 +10,7 @@
 
 use super::Lvstore;
 use super::core::{ATTR_HIDDEN, Core, Lid};
+use super::local::StoreShard;
 use super::system::{AREA_PAGES_MIN, SystemArea};
 use crate::error::{Error, Result, err};
 use crate::format::page::blob_id;
@@ -21,6 +22,7 @@ use crate::shard::sync::{WaitList, lock, wait_until};
 use crate::shard::{Port, Shard, all};
 use crate::sim::mutation::{Mutation, active};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -126,6 +128,7 @@ impl Lvstore {
             // Before anything that could touch the copy, which is the only one now.
             let image = lock(&self.core).super_block.clone();
             write_page0(port, &image).await?;
+            self.device_flush(&local).await?;
         }
         let mut journal = self.journal.acquire().await;
         let area = match &start.area {
@@ -133,10 +136,10 @@ impl Lvstore {
                 let mut area = found.clone();
                 area.renew(nonce);
                 lock(&self.core).record_pages = area.record_pages();
-                self.checkpoint(port, &mut area).await?;
+                self.checkpoint(&local, &mut area).await?;
                 area
             }
-            None => self.first_mark(port, nonce).await?,
+            None => self.first_mark(&local, nonce).await?,
         };
         lock(&self.core).record_pages = area.record_pages();
         *journal = Some(area);
@@ -147,7 +150,7 @@ impl Lvstore {
     }
 
     /// Marks a plain store as ours.
-    async fn first_mark(&self, port: &Port, nonce: u64) -> Result<SystemArea> {
+    async fn first_mark(&self, local: &Rc<StoreShard>, nonce: u64) -> Result<SystemArea> {
         let (mut image, generation, runs, limit) = {
             let mut core = lock(&self.core);
             let (wanted, least) = area_clusters(core.geo.size, core.geo.cluster_size);
@@ -186,24 +189,26 @@ impl Lvstore {
             store_uuid: *uuid.as_bytes(),
             extents: runs.iter().map(|(s, n)| PrivateExtent { start_cluster: *s, clusters: *n }).collect(),
         }))?;
-        area.write_first_heads(port, limit).await?;
-        self.replace_super(port, &mut area, image, generation).await?;
+        area.write_first_heads(&local.port, limit).await?;
+        self.replace_super(local, &mut area, image, generation).await?;
         Ok(area)
     }
 
     /// Puts a new super block in force: copy, flush, page 0, flush.
     pub(super) async fn replace_super(
         &self,
-        port: &Port,
+        local: &Rc<StoreShard>,
         area: &mut SystemArea,
         image: SuperBlock,
         generation: u64,
     ) -> Result<()> {
+        let port = &local.port;
         if !active(Mutation::LoseSuperCopy) {
             area.write_super_copy(port, &image, generation).await?;
         }
-        port.flush().done("cannot flush the device").await?;
+        self.device_flush(local).await?;
         write_page0(port, &image).await?;
+        self.device_flush(local).await?;
         lock(&self.core).super_block = image;
         Ok(())
     }
@@ -267,10 +272,9 @@ impl Core {
     }
 }
 
-/// Page 0, durable.
+/// Page 0. Not flushed.
 pub async fn write_page0(port: &Port, image: &SuperBlock) -> Result<()> {
     let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
     buf.copy_in(0, &image.encode());
-    all(vec![port.write(0, buf, false)], "cannot write the super block").await?;
-    port.flush().done("cannot flush the device").await
+    all(vec![port.write(0, buf, false)], "cannot write the super block").await
 }

@@ -49,6 +49,11 @@ impl Lvstore {
             }
         }
         let result = self.leave(shard).await;
+        if let Err(e) = &result
+            && e.kind() == crate::ErrorKind::Io
+        {
+            self.fail(&e.to_string());
+        }
         {
             let mut core = lock(&self.core);
             if core.failed.is_none() && result.is_err() && !core.closing {
@@ -84,7 +89,12 @@ impl Lvstore {
 
     async fn leave(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         if !self.active.load(Ordering::Acquire) {
-            return Ok(());
+            // Nothing was written. A plain store stays as it is; one that a crash left is put in order.
+            let ours = super::load::is_ours(&lock(&self.core).super_block);
+            if self.read_only || !ours || lock(&self.core).may_change().is_err() {
+                return Ok(());
+            }
+            self.activate(shard).await?;
         }
         let small = {
             let core = lock(&self.core);
@@ -117,7 +127,7 @@ impl Lvstore {
         let port = &local.port;
         let mut journal = self.journal.acquire().await;
         let Some(area) = journal.as_mut() else { return Ok(()) };
-        self.checkpoint(port, area).await?;
+        self.checkpoint(&local, area).await?;
         let (plain, system_root, masks, mut image, generation) = {
             let core = lock(&self.core);
             let generation = core.super_block.private()?.map_or(1, |p| p.generation + 1);
@@ -147,7 +157,7 @@ impl Lvstore {
             store_uuid: *uuid.as_bytes(),
             extents: Vec::new(),
         }))?;
-        self.replace_super(port, area, image, generation).await
+        self.replace_super(&local, area, image, generation).await
     }
 
     /// Waits until no merge is running.

@@ -11,15 +11,16 @@
 
 use super::Lvstore;
 use super::core::{Core, Cut};
+use super::local::StoreShard;
 use super::system::SystemArea;
 use crate::error::{Result, err};
 use crate::format::PAGE_SIZE;
-use crate::shard::sync::{lock, wait_until};
+use crate::shard::sync::{WaitList, lock, wait_until};
 use crate::shard::{Port, Shard, all};
 use crate::sim::mutation::{Mutation, active};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 impl Lvstore {
@@ -63,10 +64,10 @@ impl Lvstore {
     }
 
     async fn commit_once(&self, shard: &Shard) -> Result<()> {
-        let local = self.local(shard)?;
+        let local = &self.local(shard)?;
         let port = &local.port;
         if active(Mutation::CutAfterFlush) {
-            port.flush().done("flush").await?;
+            self.device_flush(local).await?;
         }
         // One writer: nobody else takes the journal while the store is open.
         let mut journal = self.journal.acquire().await;
@@ -79,7 +80,7 @@ impl Lvstore {
         };
         if large {
             // With everything home, pages that nothing refers to can go straight.
-            self.checkpoint(port, area).await?;
+            self.checkpoint(local, area).await?;
         }
         let cut = lock(&self.core).cut()?;
         let Some(mut cut) = cut else { return Ok(()) };
@@ -87,19 +88,19 @@ impl Lvstore {
             return Err(err!(Corrupt, "a batch of {} pages is larger than the journal", cut.journal.len()));
         }
         if !area.has_room(cut.journal.len()) {
-            self.checkpoint(port, area).await?;
+            self.checkpoint(local, area).await?;
         }
         let direct = std::mem::take(&mut cut.direct);
         self.write_pages(port, direct.iter().map(|(n, image)| (*n, &image[..]))).await?;
         if !active(Mutation::CutAfterFlush) {
-            port.flush().done("cannot flush the device").await?;
+            self.device_flush(local).await?;
         }
         if active(Mutation::HomeBeforeJournal) {
             self.write_pages(port, cut.journal.iter().map(|(n, image)| (*n, &image[..]))).await?;
         }
         area.append(port, &cut.journal, cut.md_limit).await?;
         if !active(Mutation::SkipFlush) {
-            port.flush().done("cannot flush the device").await?;
+            self.device_flush(local).await?;
         }
         self.became_durable(cut);
         Ok(())
@@ -122,17 +123,18 @@ impl Lvstore {
     }
 
     /// Writes everything that the journal holds to its place and empties the journal.
-    pub(super) async fn checkpoint(&self, port: &Port, area: &mut SystemArea) -> Result<()> {
+    pub(super) async fn checkpoint(&self, local: &Rc<StoreShard>, area: &mut SystemArea) -> Result<()> {
+        let port = &local.port;
         let (images, limit) = {
             let core = lock(&self.core);
             (core.overlay.clone(), core.pages.limit())
         };
         self.write_pages(port, images.iter().map(|(n, image)| (*n, &image[..]))).await?;
         if !active(Mutation::TailBeforeHome) {
-            port.flush().done("cannot flush the device").await?;
+            self.device_flush(local).await?;
         }
         area.restart_log(port, limit).await?;
-        port.flush().done("cannot flush the device").await?;
+        self.device_flush(local).await?;
         // Only this writer adds to the overlay, so it still holds what was written.
         lock(&self.core).overlay.clear();
         Ok(())
@@ -253,7 +255,7 @@ impl Lvstore {
     }
 
     /// FLUSH of a lvol (P1).
-    pub async fn flush_lvol(&self, local: &Rc<super::local::StoreShard>, lvol: &crate::lvol::Lvol) -> Result<()> {
+    pub async fn flush_lvol(&self, local: &Rc<StoreShard>, lvol: &crate::lvol::Lvol) -> Result<()> {
         let dirty = lvol.dirty_batch.load(Ordering::Acquire);
         if dirty <= self.durable_hint.load(Ordering::Acquire) {
             return self.device_flush(local).await;
@@ -272,15 +274,66 @@ impl Lvstore {
         self.durable(dirty).await
     }
 
-    async fn device_flush(&self, local: &Rc<super::local::StoreShard>) -> Result<()> {
-        if self.has_failed.load(Ordering::Acquire) {
-            return Err(err!(Failed, "an earlier flush failed; reopen the store"));
+    /// A device flush that begins after this call. One at a time: who comes while one runs shares the next. So a flush
+    /// that failed is known before any later one is acknowledged; a device may drop what it could not write and report
+    /// that once.
+    pub(super) async fn device_flush(&self, local: &Rc<StoreShard>) -> Result<()> {
+        let needed = lock(&self.flushes).started + 1;
+        loop {
+            let mine = wait_until(&self.flushes, |f, cx| {
+                if self.has_failed.load(Ordering::Acquire) {
+                    return Poll::Ready(Err(err!(
+                        Failed,
+                        "an earlier flush or journal write failed; reopen the store"
+                    )));
+                }
+                if f.finished >= needed {
+                    return Poll::Ready(Ok(false));
+                }
+                if f.running {
+                    f.wait.register(cx);
+                    return Poll::Pending;
+                }
+                f.running = true;
+                f.started += 1;
+                Poll::Ready(Ok(true))
+            })
+            .await?;
+            if !mine {
+                return Ok(());
+            }
+            let turn = FlushTurn(&self.flushes);
+            let result = local.port.flush().done("cannot flush the device").await;
+            match &result {
+                Ok(()) => {
+                    let mut flushes = lock(&self.flushes);
+                    flushes.finished = flushes.started;
+                }
+                Err(e) => self.fail(&e.to_string()),
+            }
+            drop(turn);
+            result?;
         }
-        let result = local.port.flush().done("cannot flush the device").await;
-        if let Err(e) = &result {
-            self.fail(&e.to_string());
-        }
-        result
+    }
+}
+
+/// The device flushes of a store.
+#[derive(Default)]
+pub struct Flushes {
+    started: u64,
+    finished: u64,
+    running: bool,
+    wait: WaitList,
+}
+
+/// The flush that runs; the next may begin when it is dropped.
+struct FlushTurn<'a>(&'a Mutex<Flushes>);
+
+impl Drop for FlushTurn<'_> {
+    fn drop(&mut self) {
+        let mut flushes = lock(self.0);
+        flushes.running = false;
+        flushes.wait.wake_all();
     }
 }
 

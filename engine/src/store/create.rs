@@ -10,6 +10,7 @@ use super::Lvstore;
 use super::activate::{area_clusters, write_page0};
 use super::load::read_super;
 use super::local::ZEROES;
+use super::system::find_super_copy;
 use crate::api::{CreateStore, StoreInfo};
 use crate::device::Device;
 use crate::error::{ErrorKind, Result, err};
@@ -52,6 +53,11 @@ impl Lvstore {
         let max_size = how.max_size.unwrap_or(device.size().saturating_mul(GROWTH_DEFAULT)).max(device.size());
         let plan = plan_layout(device.size(), u64::from(cluster_size), block_size, max_size)?;
         let uuid = shard.random_uuid();
+        // Copies of an earlier store's super block may lie around: ours must count as newer.
+        let generation = match how.force {
+            true => find_super_copy(&port, device.size()).await?.map_or(1, |(_, old)| old + 1),
+            false => 1,
+        };
         let mut image = SuperBlock::new(&plan, BSTYPE_COPPICE);
         let geo = Geometry::new(&image, device.size())?;
         let (_, least) = area_clusters(geo.size, geo.cluster_size);
@@ -66,11 +72,12 @@ impl Lvstore {
         }
         image.set_private(Some(&Private {
             state: PrivateState::Creating,
-            generation: 1,
+            generation,
             store_uuid: *uuid.as_bytes(),
             extents: Vec::new(),
         }))?;
         write_page0(&port, &image).await?;
+        port.flush().done("cannot flush the device").await?;
         // Pages that an earlier store left here would be taken for blobs by a recovery.
         zero(&port, PAGE_SIZE as u64, geo.page_offset(geo.md_len) - PAGE_SIZE as u64).await?;
         let root = 0;
@@ -92,8 +99,14 @@ impl Lvstore {
         image.bstype = BSTYPE_LVOLSTORE;
         image.clean = 1;
         image.super_blob = blob_id(root);
-        image.set_private(None)?;
+        image.set_private((generation > 1).then_some(&Private {
+            state: PrivateState::None,
+            generation,
+            store_uuid: *uuid.as_bytes(),
+            extents: Vec::new(),
+        }))?;
         write_page0(&port, &image).await?;
+        port.flush().done("cannot flush the device").await?;
         let loaded = super::load::load(&port, device, true).await?;
         Ok(super::info::info_of(&loaded.core, device, true))
     }

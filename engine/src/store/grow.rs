@@ -49,7 +49,7 @@ impl Lvstore {
         let generation = private.generation;
         image.set_private(Some(&private))?;
         let geo = Geometry::new(&image, device_size)?;
-        let result = self.replace_super(&local.port, area, image, generation).await;
+        let result = self.replace_super(&local, area, image, generation).await;
         drop(journal);
         if let Err(e) = result {
             self.fail(&e.to_string());

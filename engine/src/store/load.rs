@@ -10,7 +10,7 @@ use super::scan::{self, ChainPages, Overlay};
 use super::system::{SystemArea, find_super_copy};
 use crate::api::Finding;
 use crate::device::Device;
-use crate::error::{Result, err};
+use crate::error::{ErrorKind, Result, err};
 use crate::format::blob::Parent;
 use crate::format::page::{blob_id, root_of};
 use crate::format::{
@@ -45,6 +45,8 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
     let parsed = read.and_then(|()| buf.with(SuperBlock::parse).map_err(Into::into));
     let problem = match parsed {
         Ok(block) => return Ok(Super { block, from_copy: false }),
+        // A torn super block keeps its signature; without one this was never a lvstore.
+        Err(e) if e.kind() == ErrorKind::NotAStore => return Err(e.context(device.path().display())),
         Err(e) => e,
     };
     match find_super_copy(port, device.size()).await? {

@@ -58,6 +58,7 @@ pub struct Lvstore {
     activating: Mutex<(activate::Phase, WaitList)>,
     durable_hint: AtomicU64,
     has_failed: AtomicBool,
+    flushes: Mutex<commit::Flushes>,
     /// The device takes discard hints, as far as is known.
     punches: AtomicBool,
     pub read_only: bool,
@@ -92,6 +93,7 @@ impl Lvstore {
             activating: Mutex::new((activate::Phase::Idle(Box::new(loaded.start)), WaitList::default())),
             durable_hint: AtomicU64::new(0),
             has_failed: AtomicBool::new(false),
+            flushes: Mutex::default(),
             punches: AtomicBool::new(true),
             read_only: how.read_only,
             map_limit_bytes,

@@ -132,8 +132,12 @@ impl SystemArea {
     pub async fn restart_log(&mut self, port: &Port, md_limit: u32) -> Result<()> {
         self.head_generation += 1;
         self.at = 0;
-        let place = HEAD_PAGES[(self.head_generation % 2) as usize];
-        self.write_head(port, place, md_limit).await
+        self.write_head(port, self.head_place(), md_limit).await
+    }
+
+    /// The place of a head follows from its generation, so the newest intact one is never the one that is overwritten.
+    fn head_place(&self) -> u32 {
+        HEAD_PAGES[(self.head_generation % 2) as usize]
     }
 
     async fn write_head(&self, port: &Port, place: u32, md_limit: u32) -> Result<()> {
@@ -144,9 +148,9 @@ impl SystemArea {
 
     /// Both heads of a new area, so that nothing older is ever taken for one. Not flushed.
     pub async fn write_first_heads(&mut self, port: &Port, md_limit: u32) -> Result<()> {
-        for place in HEAD_PAGES {
+        for _ in HEAD_PAGES {
             self.head_generation += 1;
-            self.write_head(port, place, md_limit).await?;
+            self.write_head(port, self.head_place(), md_limit).await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use coppice_engine::export::Volume as _;
 use coppice_engine::lvol::LvolIo;
 use coppice_engine::shard::Shard;
 use coppice_engine::sim::disk::SECTOR;
-use coppice_engine::sim::model::{BLOCK, Fate, Volume, read_tag, sector, tag};
+use coppice_engine::sim::model::{BLOCK, Fate, Volume, prefix_holds, read_tag, sector, tag};
 use coppice_engine::sim::rng::Rng;
 use coppice_engine::sim::world::World;
 use coppice_engine::store::Lvstore;
@@ -29,6 +29,8 @@ pub struct Job {
     seed: u64,
     /// Device errors are to be expected.
     faulty: bool,
+    /// All writes go to few blocks, so that they meet in one cluster.
+    hot: bool,
     running: Rc<Cell<usize>>,
     failure: Rc<RefCell<Option<String>>>,
 }
@@ -48,6 +50,7 @@ impl Job {
             tags: tags.clone(),
             seed,
             faulty,
+            hot: seed.is_multiple_of(3),
             running: Rc::default(),
             failure: Rc::default(),
         }
@@ -99,6 +102,15 @@ impl Job {
         }
     }
 
+    /// Where the data goes: in a hot run to few lvols.
+    fn busy_lvols(&self) -> Vec<Uuid> {
+        let mut all = self.lvols(|v| !v.snapshot);
+        if self.hot {
+            all.truncate(3);
+        }
+        all
+    }
+
     fn lvols(&self, wanted: impl Fn(&Volume) -> bool) -> Vec<Uuid> {
         let model = self.model.borrow();
         model.iter().filter(|(_, v)| v.fate == Fate::Stays && wanted(v)).map(|(id, _)| *id).collect()
@@ -109,7 +121,7 @@ impl Job {
     async fn writes(&self, shard: &Shard, number: u64) -> Result<(), Stop> {
         let mut rng = Rng::new(self.seed ^ (number + 1) << 40);
         for _ in 0..WRITES {
-            let all = self.lvols(|v| !v.snapshot);
+            let all = self.busy_lvols();
             let io = rng.pick(&all).and_then(|id| LvolIo::open(shard, &self.store, *id).ok().map(|io| (*id, io)));
             let Some((id, io)) = io else {
                 shard.sleep(Duration::from_micros(5)).await;
@@ -129,8 +141,8 @@ impl Job {
     fn announce(&self, id: Uuid, rng: &mut Rng, tag: u64) -> Option<(u64, u64)> {
         let mut model = self.model.borrow_mut();
         let volume = model.get_mut(&id)?;
-        let longest = if rng.one_in(4) { 40 } else { 6 };
-        let first = rng.below(volume.len());
+        let longest = if rng.one_in(4) && !self.hot { 40 } else { 6 };
+        let first = rng.below(if self.hot { volume.len().min(24) } else { volume.len() });
         let count = (1 + rng.below(longest)).min(volume.len() - first);
         volume.write_begins(first, count, tag).then_some((first, count))
     }
@@ -259,7 +271,7 @@ impl Job {
 
     /// One lvol, or a group at one instant.
     async fn snapshot(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
-        let mut origins = self.lvols(|v| !v.snapshot);
+        let mut origins = self.busy_lvols();
         let wanted = if rng.one_in(3) { 3 } else { 1 };
         while origins.len() > wanted {
             origins.remove(rng.below(origins.len() as u64) as usize);
@@ -271,7 +283,7 @@ impl Job {
             let mut model = self.model.borrow_mut();
             let Some(volume) = model.get(&origin) else { continue };
             taken.push((id, origin, volume.flush_begins()));
-            let snapshot = volume.as_snapshot(&name);
+            let snapshot = volume.as_snapshot(&name, origin);
             model.insert(id, snapshot);
             how.push(CreateSnapshot {
                 lvol: origin,
@@ -302,7 +314,10 @@ impl Job {
             // From now on it never changes.
             self.same(compare(shard, &self.store, &self.model, *id, true).await)?;
         }
-        Ok(())
+        let model = self.model.borrow();
+        let group: Vec<_> =
+            taken.iter().filter_map(|(id, origin, _)| Some((model.get(id)?, model.get(origin)?))).collect();
+        prefix_holds(&group).map_err(Stop::Wrong)
     }
 
     fn same(&self, result: Result<(), Result<String, Error>>) -> Result<(), Stop> {

@@ -1,0 +1,110 @@
+//! The backend over lvstores that are open in this process.
+
+use crate::volume::{Backend, Consistency, Error, Pool, Result};
+use async_trait::async_trait;
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store};
+use std::sync::Arc;
+use tracing::warn;
+use uuid::Uuid;
+
+/// Makes the file system on a mounted lvol hold still, or at least write itself out, around a snapshot.
+#[async_trait]
+pub trait Quiesce: Send + Sync + 'static {
+    /// Nothing to do for lvols that are not mounted here.
+    async fn before_snapshot(&self, lvol: Uuid, how: Consistency) -> Result<()>;
+    /// Always called after a `before_snapshot` that succeeded.
+    async fn after_snapshot(&self, lvol: Uuid, how: Consistency) -> Result<()>;
+}
+
+/// Lvstores of this process, all on one node.
+pub struct LocalBackend {
+    stores: Arc<[Store]>,
+    node: String,
+    quiesce: Arc<dyn Quiesce>,
+}
+
+impl LocalBackend {
+    pub fn new(stores: Arc<[Store]>, node: String, quiesce: Arc<dyn Quiesce>) -> Self {
+        LocalBackend { stores, node, quiesce }
+    }
+
+    async fn find(&self, id: Uuid) -> Result<Option<(&Store, LvolInfo)>> {
+        for store in self.stores.iter() {
+            match store.lvol(id).await {
+                Ok(lvol) => return Ok(Some((store, lvol))),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn home(&self, id: Uuid) -> Result<&Store> {
+        match self.find(id).await? {
+            Some((store, _)) => Ok(store),
+            None => Err(Error::NotFound(format!("there is no lvol {id}"))),
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for LocalBackend {
+    async fn pools(&self) -> Result<Vec<Pool>> {
+        let mut pools = Vec::with_capacity(self.stores.len());
+        for store in self.stores.iter() {
+            pools.push(Pool { info: store.info().await?, node: self.node.clone() });
+        }
+        Ok(pools)
+    }
+
+    async fn lvols(&self) -> Result<Vec<LvolInfo>> {
+        let mut lvols = Vec::new();
+        for store in self.stores.iter() {
+            lvols.extend(store.lvols().await?);
+        }
+        Ok(lvols)
+    }
+
+    async fn lvol(&self, id: Uuid) -> Result<Option<LvolInfo>> {
+        Ok(self.find(id).await?.map(|(_, lvol)| lvol))
+    }
+
+    async fn create(&self, lvstore: &str, how: CreateLvol) -> Result<LvolInfo> {
+        let store = self.stores.iter().find(|store| store.name() == lvstore);
+        let store = store.ok_or_else(|| Error::NotFound(format!("there is no lvstore {lvstore}")))?;
+        Ok(store.create_lvol(how).await?)
+    }
+
+    async fn snapshot(&self, how: CreateSnapshot, consistency: Consistency) -> Result<LvolInfo> {
+        let (lvol, id) = (how.lvol, how.uuid);
+        let store = self.home(lvol).await?;
+        self.quiesce.before_snapshot(lvol, consistency).await?;
+        let taken = store.snapshot(vec![how]).await;
+        let thawed = self.quiesce.after_snapshot(lvol, consistency).await;
+        let missing = || Error::MayExist(format!("the snapshot {id:?} of {lvol} was taken but not described"));
+        let snapshot = taken?.into_iter().next().ok_or_else(missing)?;
+        if let Err(e) = thawed {
+            // The file system may have moved on before the snapshot was taken: it is not what was asked for.
+            warn!(volume = %lvol, snapshot = %snapshot.uuid, "the snapshot is given up: {e}");
+            store.delete(snapshot.uuid, true).await?;
+            return Err(e);
+        }
+        Ok(snapshot)
+    }
+
+    async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {
+        Ok(self.home(how.snapshot).await?.clone_snapshot(how).await?)
+    }
+
+    async fn delete(&self, id: Uuid, deferred: bool) -> Result<()> {
+        Ok(self.home(id).await?.delete(id, deferred).await?)
+    }
+
+    async fn resize(&self, id: Uuid, size: u64) -> Result<LvolInfo> {
+        Ok(self.home(id).await?.resize(id, size).await?)
+    }
+
+    async fn set_attributes(&self, id: Uuid, set: Vec<(String, Option<String>)>) -> Result<LvolInfo> {
+        Ok(self.home(id).await?.set_attributes(id, set).await?)
+    }
+}

@@ -1,0 +1,46 @@
+//! How much room there is.
+
+use super::create::{CreateVolume, candidates};
+use super::{Error, Parameters, Pool, Result, Volumes};
+use std::collections::BTreeMap;
+
+/// Bytes left where a class of volumes may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub available: u64,
+    /// The largest volume that should be placed there now. A thin one may be larger, up to the size of its lvstore, but
+    /// a scheduler that believed so would fill the drive.
+    pub largest_volume: u64,
+    /// Bytes of one cluster: less cannot be taken.
+    pub smallest_volume: u64,
+}
+
+/// Bytes that a new volume can count on.
+pub(super) fn free_bytes(pool: &Pool) -> u64 {
+    pool.info.free_clusters.saturating_mul(u64::from(pool.info.cluster_size))
+}
+
+/// The size above which a volume could never be filled, even if it were alone.
+pub(super) fn largest_bytes(pool: &Pool) -> u64 {
+    let clusters = pool.info.total_clusters.saturating_sub(pool.info.metadata_clusters);
+    clusters.saturating_mul(u64::from(pool.info.cluster_size))
+}
+
+impl Volumes {
+    /// Nothing is available where there is no lvstore; that is no error.
+    pub async fn capacity(&self, parameters: Parameters, place: Option<BTreeMap<String, String>>) -> Result<Capacity> {
+        let pools = self.backend.pools().await?;
+        let request = CreateVolume { parameters, requisite: place.into_iter().collect(), ..CreateVolume::default() };
+        let usable = match candidates(&request, &pools) {
+            Ok(usable) => usable,
+            Err(Error::NoSpace(_) | Error::Invalid(_)) => return Ok(Capacity::default()),
+            Err(e) => return Err(e),
+        };
+        let writable = || usable.iter().filter(|pool| !pool.info.read_only && pool.info.failed.is_none());
+        Ok(Capacity {
+            available: writable().map(|pool| free_bytes(pool)).fold(0, u64::saturating_add),
+            largest_volume: writable().map(|pool| free_bytes(pool)).max().unwrap_or(0),
+            smallest_volume: writable().map(|pool| u64::from(pool.info.cluster_size)).min().unwrap_or(0),
+        })
+    }
+}

@@ -1,0 +1,313 @@
+//! Making a volume: empty, from a snapshot, or from a volume.
+//!
+//! The lvol and its attributes come into being in one transaction, so a retry finds either the whole volume or nothing.
+
+use super::names::{check_request_name, lvol_name};
+use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, clone, no_volume, volume_from};
+use coppice_engine::{CreateClone, CreateLvol, ErrorKind, LvolInfo, LvolKind, LvolState};
+use coppice_proto::attributes::{self, Attributes};
+use coppice_proto::capability::{Access, Capability, DEFAULT_FILE_SYSTEM, TOPOLOGY_NODE};
+use std::collections::BTreeMap;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// Size of a volume for which no size is asked.
+const DEFAULT_BYTES: u64 = 1 << 30;
+
+/// A request for a volume.
+#[derive(Clone, Debug, Default)]
+pub struct CreateVolume {
+    pub name: String,
+    pub range: Range,
+    pub capabilities: Vec<Capability>,
+    pub parameters: Parameters,
+    /// Kind and id of the source; the id is the caller's text.
+    pub source: Option<SourceId>,
+    /// Where the volume must be reachable: any of these; empty means anywhere.
+    pub requisite: Vec<BTreeMap<String, String>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceId {
+    Snapshot(String),
+    Volume(String),
+}
+
+impl CreateVolume {
+    fn check(&self) -> Result<()> {
+        check_request_name(&self.name, "volume").map_err(Error::Invalid)?;
+        if self.capabilities.is_empty() {
+            return Err(Error::Invalid("the request has no volume capabilities".into()));
+        }
+        match self.capabilities.iter().find_map(Capability::refusal) {
+            Some(why) => Err(Error::Invalid(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// The file system that the request names, if it is for a file system and names one.
+    fn asked_fs(&self) -> Option<&str> {
+        let named = self.capabilities.iter().find_map(|capability| match &capability.access {
+            Access::Mount { fs_type, .. } if !fs_type.is_empty() => Some(fs_type.as_str()),
+            _ => None,
+        });
+        named.or(self.parameters.fs_type.as_deref())
+    }
+
+    fn is_for_mount(&self) -> bool {
+        self.capabilities.iter().any(|capability| matches!(capability.access, Access::Mount { .. }))
+    }
+}
+
+impl Volumes {
+    pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
+        request.check()?;
+        let _turn = self.turns.take(&format!("the volume name {:?}", request.name)).await?;
+        let pools = self.backend.pools().await?;
+        let lvols = self.backend.lvols().await?;
+        if let Some(found) = named(&lvols, &request.name) {
+            compatible(&request, found)?;
+            info!(volume = %found.uuid, name = request.name, "the volume exists already");
+            let nodes = pools.into_iter().map(|pool| (pool.info.name, pool.node)).collect();
+            return Ok(volume_from(found, &nodes));
+        }
+        let made = match &request.source {
+            None => self.create_empty(&request, &pools, &lvols).await,
+            Some(SourceId::Snapshot(id)) => self.create_from_snapshot(&request, id, &pools, &lvols).await,
+            Some(SourceId::Volume(id)) => clone::create_from_volume(self, &request, id, &pools, &lvols).await,
+        };
+        match made {
+            Ok(lvol) => {
+                info!(volume = %lvol.uuid, name = request.name, lvstore = lvol.lvstore, size = lvol.size, "created");
+                self.volume_of(&lvol).await
+            }
+            Err(error) => Err(self.settled(&request.name, error).await),
+        }
+    }
+
+    /// A failed creation may only be called final when nothing of that name exists.
+    async fn settled(&self, name: &str, error: Error) -> Error {
+        match self.backend.lvols().await {
+            Ok(lvols) if named(&lvols, name).is_none() => error,
+            Ok(_) => Error::MayExist(format!("{error}; the volume may exist all the same: try again")),
+            Err(second) => Error::MayExist(format!("{error}; nothing more can be found out: {second}")),
+        }
+    }
+
+    async fn create_empty(&self, request: &CreateVolume, pools: &[Pool], lvols: &[LvolInfo]) -> Result<LvolInfo> {
+        let size = asked_size(request.range, 0)?;
+        let mut candidates = candidates(request, pools)?;
+        // The emptiest first; a full one is no reason to give up while another has room.
+        candidates.sort_by_key(|pool| std::cmp::Reverse(super::capacity::free_bytes(pool)));
+        let mut refusal = Error::NoSpace("there is no lvstore".into());
+        for pool in candidates {
+            let largest = super::capacity::largest_bytes(pool);
+            if size > largest {
+                let name = &pool.info.name;
+                let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
+                if matches!(refusal, Error::NoSpace(_)) {
+                    refusal = Error::OutOfRange(message);
+                }
+                continue;
+            }
+            let uuid = Uuid::new_v4();
+            let how = CreateLvol {
+                name: lvol_name(&request.name, uuid, &pool.info.name, lvols),
+                uuid: Some(uuid),
+                size,
+                thick: request.parameters.thick,
+                attributes: volume_attributes(request, size, None, &Attributes::new()),
+            };
+            match self.backend.create(&pool.info.name, how).await {
+                Ok(lvol) => return Ok(lvol),
+                Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
+                    warn!(lvstore = pool.info.name, size, "no room: {e}");
+                    refusal = Error::Engine(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(refusal)
+    }
+
+    async fn create_from_snapshot(
+        &self,
+        request: &CreateVolume,
+        id: &str,
+        pools: &[Pool],
+        lvols: &[LvolInfo],
+    ) -> Result<LvolInfo> {
+        let no_snapshot = || Error::NotFound(format!("there is no snapshot {id:?} to make a volume from"));
+        let found = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
+        let _turn = self.turns.take(&found.uuid.to_string()).await?;
+        // Again, now that nobody can delete it.
+        let snapshot = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
+        self.clone_of(request, Source::Snapshot(snapshot.uuid), &snapshot, &snapshot, pools, lvols).await
+    }
+
+    /// Clones `snapshot` for `request`. `origin` is what the caller named: the snapshot itself or the volume it is of.
+    pub(super) async fn clone_of(
+        &self,
+        request: &CreateVolume,
+        source: Source,
+        origin: &LvolInfo,
+        snapshot: &LvolInfo,
+        pools: &[Pool],
+        lvols: &[LvolInfo],
+    ) -> Result<LvolInfo> {
+        let size = check_clone(request, origin, pools)?;
+        let uuid = Uuid::new_v4();
+        let how = CreateClone {
+            snapshot: snapshot.uuid,
+            name: lvol_name(&request.name, uuid, &snapshot.lvstore, lvols),
+            uuid: Some(uuid),
+            size: Some(size.max(snapshot.size)),
+            thick: request.parameters.thick,
+            attributes: volume_attributes(request, size, Some(source), &snapshot.attributes),
+        };
+        self.backend.clone_snapshot(how).await
+    }
+}
+
+/// Everything that can be refused before anything is made; answers with the size to report.
+pub(super) fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Result<u64> {
+    let size = asked_size(request.range, attributes::reported_size(&origin.attributes, origin.size))?;
+    if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|name| **name != origin.lvstore) {
+        let home = &origin.lvstore;
+        let message =
+            format!("the source is in the lvstore {home}, the class asks for {lvstore}: they must be the same");
+        return Err(Error::Invalid(message));
+    }
+    let home = candidates(request, pools)?.into_iter().find(|pool| pool.info.name == origin.lvstore);
+    if let Some(largest) = home.map(super::capacity::largest_bytes).filter(|largest| size > *largest) {
+        let home = &origin.lvstore;
+        return Err(Error::OutOfRange(format!(
+            "a volume of {size} bytes is larger than the lvstore {home} ({largest} bytes)"
+        )));
+    }
+    if home.is_none() {
+        let home = &origin.lvstore;
+        return Err(Error::NoSpace(format!(
+            "the source is in the lvstore {home}, which the topology asked for excludes"
+        )));
+    }
+    if let (Some(asked), Some(there)) = (request.asked_fs(), origin.attributes.get(attributes::FS))
+        && request.is_for_mount()
+        && asked != there
+    {
+        let message = format!("the source holds {there}, the request is for {asked}: a copy keeps its file system");
+        return Err(Error::Invalid(message));
+    }
+    Ok(size)
+}
+
+/// The volume that the request `name` made, if it did.
+pub(super) fn named<'a>(lvols: &'a [LvolInfo], name: &str) -> Option<&'a LvolInfo> {
+    lvols.iter().find(|lvol| {
+        lvol.kind != LvolKind::Snapshot
+            && lvol.state != LvolState::Hidden
+            && lvol.attributes.get(attributes::CSI_NAME).is_some_and(|found| found == name)
+    })
+}
+
+fn compatible(request: &CreateVolume, lvol: &LvolInfo) -> Result<()> {
+    let differs = |what: String| Err(Error::Exists(format!("the volume {:?} exists with {what}", request.name)));
+    let size = attributes::reported_size(&lvol.attributes, lvol.size);
+    if !request.range.holds(size) {
+        return differs(format!("{size} bytes, which is not what is asked for now"));
+    }
+    let source = lvol.attributes.get(attributes::CSI_SOURCE).and_then(|text| Source::from_attribute(text));
+    let same_source = match (&request.source, source) {
+        (None, None) => true,
+        (Some(SourceId::Snapshot(id)), Some(Source::Snapshot(found))) => Uuid::parse_str(id) == Ok(found),
+        (Some(SourceId::Volume(id)), Some(Source::Volume(found))) => Uuid::parse_str(id) == Ok(found),
+        _ => false,
+    };
+    if !same_source {
+        return differs("another source".into());
+    }
+    if request.parameters.thick == lvol.thin {
+        return differs(format!("provisioning {}", if lvol.thin { "thin" } else { "thick" }));
+    }
+    if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|name| **name != lvol.lvstore) {
+        return differs(format!("lvstore {}, not {lvstore}", lvol.lvstore));
+    }
+    if let (Some(asked), Some(there)) = (request.asked_fs(), lvol.attributes.get(attributes::CSI_FSTYPE))
+        && asked != there
+    {
+        return differs(format!("file system {there}, not {asked}"));
+    }
+    for (key, asked) in
+        [(attributes::CSI_EXPORT, &request.parameters.export), (attributes::CSI_RESTORE, &request.parameters.restore)]
+    {
+        if lvol.attributes.get(key) != asked.as_ref() {
+            return differs(format!("another parameter {}", key.trim_start_matches("coppice.csi.")));
+        }
+    }
+    Ok(())
+}
+
+/// The size to report: the larger of what is asked and what the source has, within the limit.
+fn asked_size(range: Range, source: u64) -> Result<u64> {
+    let wanted = match (range.required, source) {
+        (0, 0) if range.limit != 0 => DEFAULT_BYTES.min(range.limit),
+        (0, 0) => DEFAULT_BYTES,
+        (required, source) => required.max(source),
+    };
+    if range.limit != 0 && wanted > range.limit {
+        let limit = range.limit;
+        return Err(Error::OutOfRange(format!("the source has {wanted} bytes, the limit is {limit}: raise the limit")));
+    }
+    Ok(wanted)
+}
+
+/// The lvstores where the volume may be made.
+pub(super) fn candidates<'a>(request: &CreateVolume, pools: &'a [Pool]) -> Result<Vec<&'a Pool>> {
+    let wanted = request.parameters.lvstore.as_deref();
+    let of_class: Vec<&Pool> = pools.iter().filter(|pool| wanted.is_none_or(|name| pool.info.name == name)).collect();
+    if of_class.is_empty() {
+        let known: Vec<&str> = pools.iter().map(|pool| pool.info.name.as_str()).collect();
+        let wanted = wanted.unwrap_or("of any name");
+        return Err(Error::Invalid(format!("there is no lvstore {wanted}; there are: {}", known.join(", "))));
+    }
+    let reachable: Vec<&Pool> = of_class.into_iter().filter(|pool| reachable(&request.requisite, &pool.node)).collect();
+    if reachable.is_empty() {
+        let message = "no lvstore of the class is on a node of the topology asked for";
+        return Err(Error::NoSpace(message.into()));
+    }
+    Ok(reachable)
+}
+
+/// True if the node meets one of the places asked for.
+pub(super) fn reachable(requisite: &[BTreeMap<String, String>], node: &str) -> bool {
+    let meets = |place: &BTreeMap<String, String>| place.iter().all(|(k, v)| k == TOPOLOGY_NODE && v == node);
+    requisite.is_empty() || requisite.iter().any(meets)
+}
+
+fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, parent: &Attributes) -> Attributes {
+    let mut out = attributes::inherited(parent);
+    out.insert(attributes::CSI_NAME.into(), request.name.clone());
+    out.insert(attributes::CSI_SIZE.into(), size.to_string());
+    out.insert(attributes::CSI_CREATED.into(), attributes::now_nanos().to_string());
+    if let Some(source) = source {
+        out.insert(attributes::CSI_SOURCE.into(), source.to_attribute());
+    }
+    if request.is_for_mount() {
+        let held = parent.get(attributes::FS).map(String::as_str);
+        let fs_type = request.asked_fs().or(held).unwrap_or(DEFAULT_FILE_SYSTEM);
+        out.insert(attributes::CSI_FSTYPE.into(), fs_type.to_string());
+    }
+    for (key, value) in
+        [(attributes::CSI_EXPORT, &request.parameters.export), (attributes::CSI_RESTORE, &request.parameters.restore)]
+    {
+        if let Some(value) = value {
+            out.insert(key.into(), value.clone());
+        }
+    }
+    out
+}
+
+/// The volume named as a source.
+pub(super) async fn source_volume(volumes: &Volumes, id: &str) -> Result<LvolInfo> {
+    volumes.find_volume(id).await?.ok_or_else(|| no_volume(id))
+}

@@ -1,0 +1,86 @@
+//! Publish: bind what is staged to where one user expects it. Unpublish: take it away.
+
+use super::Node;
+use super::stage::{check, key};
+use crate::host::mount::{self, IfBusy, Options};
+use crate::host::{device, mountinfo};
+use crate::{Error, Result};
+use coppice_proto::capability::{Access, Capability, Mode};
+use std::path::Path;
+use tracing::info;
+use uuid::Uuid;
+
+impl Node {
+    /// Stages first, if the staging mount is gone.
+    pub async fn publish(
+        &self,
+        id: &str,
+        staging: &Path,
+        target: &Path,
+        capability: &Capability,
+        read_only: bool,
+    ) -> Result<()> {
+        check(capability)?;
+        let _turn = self.turns.take(&key(id)).await?;
+        let device = self.stage_in_turn(id, staging, capability).await?;
+        let (flags, is_block): (&[String], bool) = match &capability.access {
+            Access::Mount { flags, .. } => (flags, false),
+            Access::Block => (&[], true),
+        };
+        let options = Options::read(flags)?;
+        let read_only = read_only || options.read_only || capability.mode == Mode::ReaderOnly;
+        if is_block && read_only && capability.mode != Mode::ReaderOnly {
+            let message = "a read-only bind does not make a block device read-only: ask for the volume with the access \
+                           mode SINGLE_NODE_READER_ONLY";
+            return Err(Error::Invalid(message.into()));
+        }
+        let number = device::number(&device).ok();
+        match mountinfo::at(target)? {
+            Some(there) if there.is_of(&device, number) => {
+                if there.read_only() != read_only && !is_block {
+                    let how = if there.read_only() { "read-only" } else { "writable" };
+                    let at = target.display();
+                    return Err(Error::Exists(format!("the volume {id} is published at {at} already, {how}")));
+                }
+                return Ok(());
+            }
+            Some(there) => {
+                let (at, of) = (target.display(), there.source.display());
+                return Err(Error::Precondition(format!("{at} is a mount of {of} already: unpublish that first")));
+            }
+            None => {}
+        }
+        if capability.mode == Mode::SingleWriter {
+            let other = self.mounts_of(&device)?.into_iter().find(|m| m.target != staging && m.target != target);
+            if let Some(other) = other {
+                let at = other.target.display();
+                let message = format!("the volume {id} is for a single user and published at {at} already");
+                return Err(Error::Precondition(message));
+            }
+        }
+        if is_block {
+            mount::make_file(target)?;
+            mount::bind(&device, target, &options, false).await?;
+        } else {
+            mount::make_dir(target)?;
+            mount::bind(staging, target, &options, read_only).await?;
+        }
+        info!(volume = id, target = %target.display(), read_only, "published");
+        Ok(())
+    }
+
+    /// Unmounts and removes the target. Works without the volume, and when its device is dead.
+    pub async fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
+        let _turn = self.turns.take(&key(id)).await?;
+        if let Some(there) = mountinfo::at(target)? {
+            let alive = Uuid::parse_str(id)
+                .ok()
+                .and_then(|uuid| self.stores.iter().find_map(|store| store.export_of(uuid)))
+                .is_some_and(|export| there.is_of(&export.device(), device::number(&export.device()).ok()));
+            mount::unmount(target, if alive { IfBusy::Refuse } else { IfBusy::Detach }).await?;
+        }
+        mount::remove_target(target)?;
+        info!(volume = id, target = %target.display(), "unpublished");
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Attach records: how each volume of this node was staged. One small JSON file per volume, replaced whole.
+
+use crate::error::Doing;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use tracing::warn;
+use uuid::Uuid;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub uuid: Uuid,
+    pub lvstore: String,
+    pub staging: PathBuf,
+    /// `None`: raw block.
+    pub fs_type: Option<String>,
+    /// Mount options as they were asked for.
+    #[serde(default)]
+    pub options: Vec<String>,
+    pub device: PathBuf,
+    /// Device names mean nothing after another boot.
+    pub boot_id: String,
+}
+
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub fn open(dir: &Path) -> Result<Records> {
+        coppice_proto::unix::private_dir(dir).doing(|| format!("make {}", dir.display()))?;
+        Ok(Records { dir: dir.to_path_buf() })
+    }
+
+    fn path(&self, uuid: Uuid) -> PathBuf {
+        self.dir.join(format!("{uuid}.json"))
+    }
+
+    pub fn put(&self, record: &Record) -> Result<()> {
+        let path = self.path(record.uuid);
+        let new = path.with_extension("new");
+        let text = serde_json::to_vec_pretty(record).map_err(|e| Error::Host(format!("attach record: {e}")))?;
+        std::fs::write(&new, text).doing(|| format!("write {}", new.display()))?;
+        std::fs::rename(&new, &path).doing(|| format!("write {}", path.display()))
+    }
+
+    pub fn get(&self, uuid: Uuid) -> Result<Option<Record>> {
+        let path = self.path(uuid);
+        match std::fs::read(&path) {
+            Ok(text) => Ok(read(&path, &text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::Host(format!("read {}: {e}", path.display()))),
+        }
+    }
+
+    pub fn remove(&self, uuid: Uuid) -> Result<()> {
+        let path = self.path(uuid);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Host(format!("remove {}: {e}", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn all(&self) -> Result<Vec<Record>> {
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).doing(|| format!("list {}", self.dir.display()))? {
+            let path = entry.doing(|| format!("list {}", self.dir.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let text = std::fs::read(&path).doing(|| format!("read {}", path.display()))?;
+                out.extend(read(&path, &text));
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A record that cannot be read is as good as none: the kernel knows what is mounted.
+fn read(path: &Path, text: &[u8]) -> Option<Record> {
+    serde_json::from_slice(text).map_err(|e| warn!(path = %path.display(), "attach record: {e}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_and_nonsense_is_none() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let records = Records::open(&dir.path().join("attached"))?;
+        let record = Record {
+            uuid: Uuid::from_u128(5),
+            lvstore: "s".into(),
+            staging: "/staging".into(),
+            fs_type: Some("ext4".into()),
+            options: vec!["noatime".into()],
+            device: "/dev/loop9".into(),
+            boot_id: "b".into(),
+        };
+        records.put(&record)?;
+        records.put(&record)?;
+        assert_eq!(records.get(record.uuid)?, Some(record.clone()));
+        assert_eq!(records.all()?, std::slice::from_ref(&record));
+        std::fs::write(records.path(Uuid::from_u128(6)), b"{")?;
+        assert_eq!(records.get(Uuid::from_u128(6))?, None);
+        assert_eq!(records.all()?.len(), 1);
+        records.remove(record.uuid)?;
+        records.remove(record.uuid)?;
+        assert_eq!(records.get(record.uuid)?, None);
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! After a killed process: its FUSE servers are gone, so every device that it exported answers only errors. Their mounts
+//! are taken away before the devices, and the devices before anything new is exported: a loop device that keeps its
+//! number while a path still shows it would give one volume's user another volume's data.
+
+use super::Node;
+use crate::Result;
+use crate::host::mount::{self, IfBusy};
+use crate::host::{device, mountinfo};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use tracing::{info, warn};
+
+impl Node {
+    /// Call it once, before anything is exported. Answers with what was removed.
+    pub async fn recover(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        let dead = self.dead_devices()?;
+        let mut mounts = mountinfo::read()?;
+        mounts.reverse();
+        for path in &dead {
+            let number = device::number(path).ok();
+            for there in mounts.iter().filter(|mount| mount.is_of(path, number)) {
+                mount::unmount(&there.target, IfBusy::Detach).await?;
+                removed.push(format!("dead mount {} of {}", there.target.display(), path.display()));
+            }
+        }
+        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir())?);
+        for record in self.records.all()? {
+            self.records.remove(record.uuid)?;
+        }
+        for what in &removed {
+            info!("removed what a predecessor left: {what}");
+        }
+        Ok(removed)
+    }
+
+    /// Loop devices whose file is, or was, one of our exports.
+    fn dead_devices(&self) -> Result<BTreeSet<PathBuf>> {
+        let loops = device::loops()?;
+        let boot = device::boot_id()?;
+        let recorded: Vec<PathBuf> =
+            self.records.all()?.into_iter().filter(|r| r.boot_id == boot).map(|r| r.device).collect();
+        let mut dead = BTreeSet::new();
+        for (path, file) in loops {
+            // The file of a loop device whose FUSE mount was detached has a path that leads nowhere.
+            let lost = recorded.contains(&path) && !file.exists();
+            if file.starts_with(self.exports_dir()) || lost {
+                warn!(device = %path.display(), "a predecessor's device is dead");
+                dead.insert(path);
+            }
+        }
+        Ok(dead)
+    }
+
+    /// For the end of the process: volumes that nobody uses are given back, the others are written out and named.
+    pub async fn stop_unused(&self) -> Result<Vec<String>> {
+        let mut in_use = Vec::new();
+        for store in self.stores.iter() {
+            for lvol in store.lvols().await? {
+                let Some(export) = store.export_of(lvol.uuid) else { continue };
+                let mounts = self.mounts_of(&export.device())?;
+                if mounts.is_empty() && export.stop().await.is_ok() {
+                    self.records.remove(lvol.uuid)?;
+                    continue;
+                }
+                let limit = std::time::Duration::from_secs(30);
+                if let Some(fs) = mounts.iter().find(|mount| !mount.is_node_of(&export.device()))
+                    && let Err(e) = mount::sync_file_system(&fs.target, limit).await
+                {
+                    warn!(volume = %lvol.uuid, "not written out at the end: {e}");
+                }
+                in_use.push(lvol.alias);
+            }
+        }
+        Ok(in_use)
+    }
+}
