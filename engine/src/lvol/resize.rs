@@ -335,7 +335,7 @@ impl Handle {
         if matches!(r.meta.extents, Extents::Rle(_)) {
             return Err(err!(Unsupported, "lvol {} was made by an old SPDK without extent table: copy it", r.name()));
         }
-        let inherits = r.parent.is_some() || r.external().is_some();
+        let inherits = r.inherits();
         let slot = (first / LEAF_CLUSTERS) as usize;
         // Nothing was ever allocated in this range.
         let untouched = !inherits && r.eps().get(slot) == Some(&0) && !map.has_leaf(slot);
