@@ -229,6 +229,8 @@ impl Core {
         }
         let mark_pages = marks.chunk_by(|a, b| a / LEAF_CLUSTERS == b / LEAF_CLUSTERS).count();
         self.check_pages(layout::layout(&meta)?.pages + mark_pages)?;
+        // What is new is not allocated: no longer as SPDK made it, if it made it thick.
+        self.allow_holes(lid)?;
         // The last extent page gets more entries.
         let edge = old / LEAF_CLUSTERS;
         if !old.is_multiple_of(LEAF_CLUSTERS) && self.record(lid)?.eps().get(edge as usize).is_some_and(|p| *p != 0) {
@@ -333,7 +335,7 @@ impl Handle {
         if matches!(r.meta.extents, Extents::Rle(_)) {
             return Err(err!(Unsupported, "lvol {} was made by an old SPDK without extent table: copy it", r.name()));
         }
-        let inherits = r.parent.is_some() || r.external().is_some();
+        let inherits = r.inherits();
         let slot = (first / LEAF_CLUSTERS) as usize;
         // Nothing was ever allocated in this range.
         let untouched = !inherits && r.eps().get(slot) == Some(&0) && !map.has_leaf(slot);

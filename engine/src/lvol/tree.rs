@@ -246,6 +246,9 @@ impl Lvstore {
             let parent = core.idle(how.snapshot)?;
             let (name, own_clusters, snapshot) = {
                 let r = core.record(parent)?;
+                if r.was_deleted() {
+                    return Err(err!(NotFound, "snapshot {} was deleted", how.snapshot));
+                }
                 (r.name(), r.clusters(), r.is_snapshot())
             };
             if !snapshot {

@@ -28,6 +28,9 @@ pub const ATTR_THICK: &str = "coppice.thick";
 pub const ATTR_HIDDEN: &str = "coppice.hidden";
 pub const ATTR_SNAPSHOT: &str = "coppice.snapshot";
 
+/// How the name of a deleted snapshot that something still reads begins.
+pub const DELETED_PREFIX: &str = ".deleted-";
+
 /// Metadata pages that only deletes and discards may take, so that a full store can still be emptied.
 pub const PAGES_KEPT: u32 = 16;
 
@@ -108,6 +111,16 @@ impl Record {
             Ok(crate::format::blob::Parent::External(id)) => Some(id),
             _ => None,
         }
+    }
+
+    /// What it does not own it reads from somebody else.
+    pub fn inherits(&self) -> bool {
+        self.parent.is_some() || self.external().is_some()
+    }
+
+    /// Hidden because it was deleted, not because it was made so.
+    pub fn was_deleted(&self) -> bool {
+        self.hidden && self.meta.name().is_some_and(|n| n.starts_with(DELETED_PREFIX.as_bytes()))
     }
 
     /// Entries of extent page `ep` that lie inside the lvol.
