@@ -61,9 +61,7 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Lvol(command) => lvol::run(&global, command).await?,
         Command::Demo(args) => demo::run(args).await?,
         Command::Standalone(args) => standalone::run(args).await?,
-        Command::Bench(args) => {
-            tokio::task::block_in_place(|| bench::run(args, global.output == output::Format::Json))?
-        }
+        Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Node | Command::Controller => {
             bail!("the Kubernetes roles are not built yet; use coppice standalone")
         }
