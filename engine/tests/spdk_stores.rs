@@ -152,7 +152,8 @@ fn verify_lvol(info: &LvolInfo, all: &[LvolInfo], facts: &Value) -> Result<()> {
         info.children.iter().filter_map(|c| all.iter().find(|l| l.uuid == *c)).map(|l| l.name.as_str()).collect();
     let mut clones: Vec<&str> = facts["clones"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut found = children.clone();
-    (clones.sort(), found.sort());
+    clones.sort();
+    found.sort();
     assert_eq!(found, clones, "{name}");
     if facts["snapshot"].as_bool() == Some(true) {
         assert_eq!(info.kind, LvolKind::Snapshot, "{name}");
