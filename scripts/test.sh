@@ -21,7 +21,7 @@ step() {
 
 # -- the table ------------------------------------------------------------------------------------------------------
 step unit fast "unit and integration tests" \
-    "cargo test --workspace"
+    "cargo test --workspace --no-fail-fast"
 step simulator full "the real engine on a simulated disk: crashes, faults, deliberate bugs" \
     "cargo test --profile simulate -p coppice-engine --features sim"
 step fuzz full "every parser of bytes from outside, 5 s each" \

@@ -91,6 +91,7 @@ impl Lvstore {
             }
             core.merges -= 1;
             core.reclaim.idle_wait.wake_all();
+            core.space_wait.wake_all();
         });
     }
 

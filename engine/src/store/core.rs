@@ -299,7 +299,7 @@ impl Core {
         let name = r.name();
         let room = if promised { u64::from(self.clusters.free()) } else { self.clusters.unreserved() };
         if room == 0 {
-            if self.clusters.quarantined > 0 || !self.batch.freed_clusters.is_empty() {
+            if self.space_is_coming() {
                 return Ok(None);
             }
             return Err(err!(

@@ -9,7 +9,7 @@ use super::core::{ATTR_HIDDEN, ATTR_THICK, Core, Lid, Record};
 use super::scan::{self, ChainPages, Overlay};
 use super::system::{SystemArea, find_super_copy};
 use crate::api::Finding;
-use crate::device::Device;
+use crate::device::{Device, recognise};
 use crate::error::{ErrorKind, Result, err};
 use crate::format::blob::Parent;
 use crate::format::page::{blob_id, root_of};
@@ -45,10 +45,12 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
     let parsed = read.and_then(|()| buf.with(SuperBlock::parse).map_err(Into::into));
     let problem = match parsed {
         Ok(block) => return Ok(Super { block, from_copy: false }),
-        // A torn super block keeps its signature; without one this was never a lvstore.
-        Err(e) if e.kind() == ErrorKind::NotAStore => return Err(e.context(device.path().display())),
         Err(e) => e,
     };
+    // Looking for the copy reads the whole device: not if it clearly belongs to something else.
+    if let Some(what) = buf.with(recognise).filter(|_| problem.kind() == ErrorKind::NotAStore) {
+        return Err(err!(NotAStore, "{}: it holds {what}, not a lvstore", device.path().display()));
+    }
     match find_super_copy(port, device.size()).await? {
         Some((block, _)) => Ok(Super { block, from_copy: true }),
         None => Err(problem.context(device.path().display())),
