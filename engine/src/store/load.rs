@@ -48,7 +48,8 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
         Err(e) => e,
     };
     // Looking for the copy reads the whole device: not if it clearly belongs to something else.
-    if let Some(what) = buf.with(recognise).filter(|_| problem.kind() == ErrorKind::NotAStore) {
+    let other = buf.with(|page| if page.starts_with(b"SPDKBLOB") { None } else { recognise(page) });
+    if let Some(what) = other.filter(|_| problem.kind() == ErrorKind::NotAStore) {
         return Err(err!(NotAStore, "{}: it holds {what}, not a lvstore", device.path().display()));
     }
     match find_super_copy(port, device.size()).await? {
