@@ -15,7 +15,7 @@ use crate::format::blob::Parent;
 use crate::format::page::{blob_id, root_of};
 use crate::format::{
     BLOBID_NONE, BSTYPE_COPPICE, BSTYPE_LVOLSTORE, Bits, EXTENTS_PER_PAGE, Extents, Flags, Geometry, MaskKind,
-    PAGE_SIZE, PrivateState, SuperBlock, ZERO_MARK, mask, xattr,
+    PAGE_SIZE, PrivateState, SuperBlock, ZERO_MARK, mask, parse_page, xattr,
 };
 use crate::lvol::Lvol;
 use crate::shard::Port;
@@ -47,10 +47,19 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
         Ok(block) => return Ok(Super { block, from_copy: false }),
         Err(e) => e,
     };
-    // Looking for the copy reads the whole device: not if it clearly belongs to something else.
-    let other = buf.with(|page| if page.starts_with(b"SPDKBLOB") { None } else { recognise(page) });
-    if let Some(what) = other.filter(|_| problem.kind() == ErrorKind::NotAStore) {
-        return Err(err!(NotAStore, "{}: it holds {what}, not a lvstore", device.path().display()));
+    // The copy is for a page that is torn, scribbled on or unreadable. An intact one of another version means what it says,
+    // and so does the signature of something else (looking for the copy reads the whole device).
+    let (intact, other) = buf.with(|page| {
+        let ours = page.starts_with(b"SPDKBLOB");
+        (ours && parse_page(page).is_ok(), if ours { None } else { recognise(page) })
+    });
+    if problem.kind() == ErrorKind::NotAStore {
+        if let Some(what) = other {
+            return Err(err!(NotAStore, "{}: it holds {what}, not a lvstore", device.path().display()));
+        }
+        if intact {
+            return Err(problem.context(device.path().display()));
+        }
     }
     match find_super_copy(port, device.size()).await? {
         Some((block, _)) => Ok(Super { block, from_copy: true }),
