@@ -60,10 +60,10 @@ fn arguments() -> Result<()> {
     }
     // Possible for a lvol, impossible for this store.
     let how = CreateLvol { name: "n".into(), size: 1 << 47, ..Default::default() };
-    refused("a table that does not fit", block_on(store.create_lvol(how)), NoMetadataSpace, "metadata pages")?;
-    refused("resize to that", block_on(store.resize(lvol, 1 << 47)), NoMetadataSpace, "metadata pages")?;
+    refused("a table that does not fit", block_on(store.create_lvol(how)), NoMetadataSpace, "bytes together")?;
+    refused("resize to that", block_on(store.resize(lvol, 1 << 47)), NoMetadataSpace, "bytes together")?;
     let how = CreateClone { size: Some(1 << 47), ..clone_of(snapshot, "n") };
-    refused("clone of that size", block_on(store.clone_snapshot(how)), NoMetadataSpace, "metadata pages")?;
+    refused("clone of that size", block_on(store.clone_snapshot(how)), NoMetadataSpace, "bytes together")?;
     for size in [0, 1, (1 << 20) - (64 << 10)] {
         let how = CreateClone { size: Some(size), ..clone_of(snapshot, "n") };
         refused(

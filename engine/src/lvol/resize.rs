@@ -209,7 +209,8 @@ impl Core {
             let name = format!("growing thick lvol {}", r.name());
             self.check_reservation(new - old, &name)?;
         }
-        let mut meta = r.meta.clone();
+        self.check_tables(new - old)?;
+        let mut meta = self.record(lid)?.meta.clone();
         if let Extents::Table { num_clusters, pages } = &mut meta.extents {
             *num_clusters = new;
             pages.resize(new.div_ceil(LEAF_CLUSTERS) as usize, 0);

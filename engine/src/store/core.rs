@@ -34,6 +34,12 @@ pub const DELETED_PREFIX: &str = ".deleted-";
 /// Metadata pages that only deletes and discards may take, so that a full store can still be emptied.
 pub const PAGES_KEPT: u32 = 16;
 
+/// Entries that all extent tables of a store may have together: each costs memory, assigned or not, and one page on disk can
+/// stand for millions. Enough for lvols of four thousand times the store's size, and for a small store's first ones.
+pub fn tables_max(geo: &Geometry) -> u64 {
+    (1 << 20) + u64::from(geo.total_clusters) * 4096 / LEAF_CLUSTERS
+}
+
 /// What the store knows of one lvol.
 pub struct Record {
     pub hot: Arc<Lvol>,
@@ -110,6 +116,14 @@ impl Record {
         match self.meta.parent() {
             Ok(crate::format::blob::Parent::External(id)) => Some(id),
             _ => None,
+        }
+    }
+
+    /// Refuses a lvol whose metadata does not check out: it is neither used nor written.
+    pub fn intact(&self) -> Result<()> {
+        match &self.damaged {
+            Some(why) => Err(err!(Corrupt, "lvol {} is damaged: {why}", self.name())),
+            None => Ok(()),
         }
     }
 
@@ -253,9 +267,7 @@ impl Core {
     pub fn idle(&mut self, uuid: Uuid) -> Result<Lid> {
         let lid = self.lid_of(uuid)?;
         let r = self.record(lid)?;
-        if let Some(why) = &r.damaged {
-            return Err(err!(Corrupt, "lvol {} is damaged: {why}", r.name()));
-        }
+        r.intact()?;
         if let Some(what) = r.busy {
             return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
         }
