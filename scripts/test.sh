@@ -21,7 +21,7 @@ step() {
 
 # -- the table ------------------------------------------------------------------------------------------------------
 step unit fast "unit and integration tests" \
-    "cargo test --workspace"
+    "cargo test --workspace --no-fail-fast"
 step simulator full "the real engine on a simulated disk: crashes, faults, deliberate bugs" \
     "cargo test --profile simulate -p coppice-engine --features sim"
 step fuzz full "every parser of bytes from outside, 5 s each" \
@@ -34,6 +34,8 @@ step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \
     "scripts/demo-test.sh"
+step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
+    "scripts/fs-torture.sh"
 # -------------------------------------------------------------------------------------------------------------------
 
 index_of() {

@@ -27,3 +27,6 @@ pub use api::*;
 pub use error::{Error, ErrorKind, Result};
 pub use export::remove_dead_exports;
 pub use handle::{Engine, Export, Store};
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use sim::image::fuzz_image;

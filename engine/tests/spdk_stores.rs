@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use unpack::Fixture;
+use workbench::model::is_zero;
 use workbench::random::{self, Limits};
 use workbench::{Bench, Rng, engine};
 
@@ -94,7 +95,7 @@ fn fingerprint(path: &Path) -> Result<String> {
             let piece = buf.get_mut(..n).context("piece")?;
             file.read_exact_at(piece, at)?;
             // A page of zeroes may be a hole or not: only content counts.
-            if piece.iter().any(|b| *b != 0) {
+            if !is_zero(piece) {
                 hash.update(at.to_le_bytes());
                 hash.update(&piece);
             }
@@ -151,7 +152,8 @@ fn verify_lvol(info: &LvolInfo, all: &[LvolInfo], facts: &Value) -> Result<()> {
         info.children.iter().filter_map(|c| all.iter().find(|l| l.uuid == *c)).map(|l| l.name.as_str()).collect();
     let mut clones: Vec<&str> = facts["clones"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut found = children.clone();
-    (clones.sort(), found.sort());
+    clones.sort();
+    found.sort();
     assert_eq!(found, clones, "{name}");
     if facts["snapshot"].as_bool() == Some(true) {
         assert_eq!(info.kind, LvolKind::Snapshot, "{name}");
@@ -188,7 +190,7 @@ fn verify_content(store: &Store, info: &LvolInfo, facts: &Value) -> Result<()> {
                 let total = info.size / cluster;
                 for n in (0..199).map(|n| total / 199 * n).filter(|n| own.binary_search(n).is_err()) {
                     let bytes = block_on(store.read(info.uuid, n * cluster, 4096))?;
-                    ensure!(bytes.iter().all(|b| *b == 0), "cluster {n} is not zero");
+                    ensure!(is_zero(&bytes), "cluster {n} is not zero");
                 }
             }
         }
@@ -212,7 +214,7 @@ fn verify_degraded(store: &Store, info: &LvolInfo, own: &[u64]) -> Result<()> {
     let mut refused = 0;
     for n in 0..info.size / cluster {
         match block_on(store.read(info.uuid, n * cluster, cluster as usize)) {
-            Ok(bytes) => ensure!(own.contains(&n) || bytes.iter().any(|b| *b != 0), "cluster {n} reads zero"),
+            Ok(bytes) => ensure!(own.contains(&n) || !is_zero(&bytes), "cluster {n} reads zero"),
             Err(e) => {
                 ensure!(!own.contains(&n), "own cluster {n}: {e}");
                 ensure!(e.kind() == ErrorKind::Unsupported && e.message().contains("external"), "{e:?}");
@@ -255,7 +257,7 @@ fn esnap_clones_without_their_parent() -> Result<()> {
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     // A discarded cluster reads zero, although the parent is away.
     block_on(store.discard(untouched, 6 * cluster, cluster))?;
-    assert!(block_on(store.read(untouched, 6 * cluster, cluster as usize))?.iter().all(|b| *b == 0));
+    assert!(is_zero(&block_on(store.read(untouched, 6 * cluster, cluster as usize))?));
     for e in [
         block_on(store.inflate(untouched, Box::new(|_| true))).unwrap_err(),
         block_on(store.decouple(ec, Box::new(|_| true))).unwrap_err(),
@@ -335,11 +337,18 @@ fn worked_on(name: &str) -> Result<()> {
     for info in of_spdk.iter().filter(writable) {
         let at = rng.below(info.size - info.size.min(c) + 1);
         b.write(info.uuid, at, rng.bytes((c / 2).min(info.size - at) as usize))?;
-        step(&mut b, format!("write to {}", info.name))?;
+        b.resize(info.uuid, info.size + 2 * c)?;
+        b.write(info.uuid, info.size + c, rng.bytes(100))?;
+        step(&mut b, format!("write to {} and growth", info.name))?;
+        if info.size > 2 * c {
+            b.resize(info.uuid, info.size - c)?;
+            b.resize(info.uuid, info.size)?;
+        }
+        step(&mut b, format!("{} shrunk", info.name))?;
         let snapshot = b.snapshot(&[(info.uuid, &format!("s-{}", &info.uuid.to_string()[..8]))])?[0];
         b.write(info.uuid, 0, rng.bytes(5000))?;
-        let clone =
-            b.clone_snapshot(snapshot, &format!("c-{}", &info.uuid.to_string()[..8]), Some(info.size + c), false)?;
+        let size = b.model.vol(snapshot).content.size + c;
+        let clone = b.clone_snapshot(snapshot, &format!("c-{}", &info.uuid.to_string()[..8]), Some(size), false)?;
         b.write(clone, info.size - 100, rng.bytes(200))?;
         step(&mut b, format!("snapshot and clone of {}", info.name))?;
         b.discard(clone, 0, c)?;

@@ -109,7 +109,7 @@ pub fn blank_problem(path: &Path) -> Result<Option<String>> {
 }
 
 /// Names the content of a device by the signatures that people meet.
-fn recognise(head: &[u8]) -> Option<&'static str> {
+pub(crate) fn recognise(head: &[u8]) -> Option<&'static str> {
     const SIGNATURES: &[(usize, &[u8], &str)] = &[
         (0, b"SPDKBLOB", "an lvstore (SPDK or Coppice)"),
         (0, b"XFSB", "an XFS file system"),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use file::recognise;
 pub use file::{OpenMode, blank_problem};
 
 /// An opened device. Cheap to clone; closed, and its lock released, with the last clone.

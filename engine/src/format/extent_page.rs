@@ -15,7 +15,8 @@
 use super::bytes::array_at;
 use super::error::FormatError;
 use super::page::{
-    DESC_HEADER, EXTENTS_PER_PAGE, PAGE_NONE, Page, PageBuilder, PageHeader, desc, descriptors, parse_page,
+    DESC_AT, DESC_HEADER, EXTENTS_PER_PAGE, PAGE_NONE, PAGE_SIZE, Page, PageBuilder, PageHeader, desc, descriptors,
+    parse_page,
 };
 
 /// Private entry value: this cluster reads as zero, do not look at the parent. Only in blobs with the flag
@@ -77,6 +78,13 @@ pub fn parse(bytes: &[u8]) -> Result<ExtentPage, FormatError> {
     }
     let entries = entries.iter().map(|e| u32::from_le_bytes(*e)).collect();
     Ok(ExtentPage { id: header.id, start_cluster, entries })
+}
+
+/// What a page that does not check out seems to name, if it seems to be an extent page: not to be used, only to be spared.
+pub fn clusters_named(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    let looks_like_one = bytes.get(DESC_AT) == Some(&desc::EXTENT_PAGE);
+    let entries = bytes.get(DESC_AT + DESC_HEADER + 4..PAGE_SIZE).filter(|_| looks_like_one).unwrap_or_default();
+    entries.as_chunks::<4>().0.iter().take(EXTENTS_PER_PAGE as usize).map(|e| u32::from_le_bytes(*e))
 }
 
 /// The page that holds `entries` (1 to 512) as extent page number `ep_index` of a blob, written by blob `id`.

@@ -158,7 +158,7 @@ impl Handle {
     /// Frees are made durable and their grace period is waited for.
     async fn wait_for_space(&self) -> Result<()> {
         wait_until(&self.store.core, |core, cx| {
-            if core.failed.is_some() || core.clusters.unreserved() > 0 || core.clusters.quarantined == 0 {
+            if core.failed.is_some() || core.clusters.unreserved() > 0 || !core.space_is_coming() {
                 return Poll::Ready(core.may_change());
             }
             let reserved = core.record(self.lvol.lid).map(|r| r.reservation() > 0).unwrap_or(false);

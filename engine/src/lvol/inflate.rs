@@ -259,11 +259,7 @@ impl Lvstore {
     /// Gives every zero mark of a lvol a cluster of zeroes, so that SPDK reads the same.
     pub(crate) async fn fill_zero_marks(self: &Arc<Self>, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
         let mut marked = Vec::new();
-        let inherits = {
-            let core = lock(&self.core);
-            let r = core.record(lvol.lid)?;
-            r.parent.is_some() || r.external().is_some()
-        };
+        let inherits = lock(&self.core).record(lvol.lid)?.inherits();
         if !inherits {
             return self.drop_zero_marks(shard, lvol).await;
         }

@@ -97,9 +97,7 @@ impl LvolIo {
         if r.hidden {
             return Err(err!(NotFound, "lvol {uuid} was deleted"));
         }
-        if let Some(why) = &r.damaged {
-            return Err(err!(Corrupt, "lvol {} is damaged: {why}", r.name()));
-        }
+        r.intact()?;
         if matches!(r.busy, Some("delete" | "revert" | "resize")) {
             return Err(err!(Busy, "lvol {}: an operation is running on it", r.name()));
         }

@@ -14,7 +14,7 @@ use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
-use crate::store::core::{ATTR_HIDDEN, Core, Lid};
+use crate::store::core::{ATTR_HIDDEN, Core, DELETED_PREFIX, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS};
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Core {
     /// Takes a snapshot with children out of sight, with the open batch.
     pub(super) fn hide(&mut self, lid: Lid) -> Result<()> {
         let old = self.record(lid)?.name();
-        let name = format!(".deleted-{}", self.record(lid)?.hot.uuid);
+        let name = format!("{DELETED_PREFIX}{}", self.record(lid)?.hot.uuid);
         self.update_meta(lid, |meta| {
             meta.set_name(name.as_bytes())?;
             meta.set_xattr(false, ATTR_HIDDEN.as_bytes(), b"1");
@@ -91,6 +91,7 @@ impl Lvstore {
             }
             core.merges -= 1;
             core.reclaim.idle_wait.wake_all();
+            core.space_wait.wake_all();
         });
     }
 
@@ -260,7 +261,7 @@ impl Core {
         let Some(from) = snapshot.hot.map.load().leaf(n) else { return Ok(()) };
         let own: Vec<_> = from.own_entries(snapshot.hot.token(), snapshot.ep_len(ep)).collect();
         let child_len = self.record(c)?.ep_len(ep);
-        let has_grandparent = snapshot.parent.is_some() || snapshot.external().is_some();
+        let has_grandparent = snapshot.inherits();
         let to = if child_len > 0 {
             let to = self.own_leaf(c, ep)?;
             self.mark_leaf(c, ep, true)?;

@@ -209,7 +209,8 @@ impl Core {
             let name = format!("growing thick lvol {}", r.name());
             self.check_reservation(new - old, &name)?;
         }
-        let mut meta = r.meta.clone();
+        self.check_tables(new - old)?;
+        let mut meta = self.record(lid)?.meta.clone();
         if let Extents::Table { num_clusters, pages } = &mut meta.extents {
             *num_clusters = new;
             pages.resize(new.div_ceil(LEAF_CLUSTERS) as usize, 0);
@@ -229,6 +230,8 @@ impl Core {
         }
         let mark_pages = marks.chunk_by(|a, b| a / LEAF_CLUSTERS == b / LEAF_CLUSTERS).count();
         self.check_pages(layout::layout(&meta)?.pages + mark_pages)?;
+        // What is new is not allocated: no longer as SPDK made it, if it made it thick.
+        self.allow_holes(lid)?;
         // The last extent page gets more entries.
         let edge = old / LEAF_CLUSTERS;
         if !old.is_multiple_of(LEAF_CLUSTERS) && self.record(lid)?.eps().get(edge as usize).is_some_and(|p| *p != 0) {
@@ -333,7 +336,7 @@ impl Handle {
         if matches!(r.meta.extents, Extents::Rle(_)) {
             return Err(err!(Unsupported, "lvol {} was made by an old SPDK without extent table: copy it", r.name()));
         }
-        let inherits = r.parent.is_some() || r.external().is_some();
+        let inherits = r.inherits();
         let slot = (first / LEAF_CLUSTERS) as usize;
         // Nothing was ever allocated in this range.
         let untouched = !inherits && r.eps().get(slot) == Some(&0) && !map.has_leaf(slot);

@@ -138,6 +138,7 @@ impl Core {
             }
             self.check_new_name(&h.name)?;
             self.check_new_uuid(*uuid)?;
+            self.check_tables(r.clusters())?;
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
             pages += layout::layout(&origin)?.pages;
             pages += layout::layout(&snapshot)?.pages.saturating_sub(r.chain.len());

@@ -11,7 +11,7 @@ use crate::lvol::Lvol;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
-use crate::store::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Reclaim, Record};
+use crate::store::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Reclaim, Record, tables_max};
 use crate::store::map::{LEAF_CLUSTERS, Map};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +60,22 @@ impl Core {
                 NoMetadataSpace,
                 "lvstore {}: {needed} metadata pages are needed and {free} are free; delete lvols or snapshots",
                 self.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses if a further lvol of so many clusters, or one that is larger by that, would be more than a store can have.
+    pub(super) fn check_tables(&self, clusters: u64) -> Result<()> {
+        let entries = |clusters: u64| clusters.div_ceil(LEAF_CLUSTERS);
+        let used: u64 = self.records.values().map(|r| entries(r.clusters())).sum();
+        let max = tables_max(&self.geo);
+        if used + entries(clusters) > max {
+            return Err(err!(
+                NoMetadataSpace,
+                "lvstore {}: its lvols may have {} bytes together, written or not; ask for less, or delete lvols or snapshots",
+                self.name,
+                max.saturating_mul(LEAF_CLUSTERS * u64::from(self.geo.cluster_size))
             ));
         }
         Ok(())
@@ -223,6 +239,7 @@ impl Lvstore {
                 return Err(err!(Invalid, "lvol {}: the size must not be 0", how.name));
             }
             // Before anything is built: the table of a huge lvol must fit.
+            core.check_tables(clusters)?;
             core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
             let meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
             let pages = layout::layout(&meta)?.pages;
@@ -246,6 +263,9 @@ impl Lvstore {
             let parent = core.idle(how.snapshot)?;
             let (name, own_clusters, snapshot) = {
                 let r = core.record(parent)?;
+                if r.was_deleted() {
+                    return Err(err!(NotFound, "snapshot {} was deleted", how.snapshot));
+                }
                 (r.name(), r.clusters(), r.is_snapshot())
             };
             if !snapshot {
@@ -266,6 +286,7 @@ impl Lvstore {
                     own_clusters * u64::from(core.geo.cluster_size)
                 ));
             }
+            core.check_tables(clusters)?;
             core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
             let mut meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
             meta.set_snapshot_parent(Some(core.blob_id_of(parent)?));
@@ -319,6 +340,7 @@ impl Lvstore {
             let mut core = lock(&self.core);
             core.may_change()?;
             let lid = core.lid_of(uuid)?;
+            core.record(lid)?.intact()?;
             core.update_meta(lid, |meta| {
                 set.iter().try_for_each(|(name, value)| set_attribute(meta, name, value.as_deref()))
             })?;
@@ -347,6 +369,10 @@ impl Lvstore {
                 return Err(err!(Busy, "lvol {} is in use; stop its export first", r.name()));
             }
             let children = r.children.len();
+            if children > 0 {
+                // It would be written anew from what could be read of it.
+                r.intact()?;
+            }
             if children > 1 && !deferred {
                 let names: Vec<String> =
                     r.children.iter().filter_map(|c| core.records.get(c)).map(Record::name).collect();

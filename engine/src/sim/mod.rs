@@ -6,6 +6,8 @@ pub mod mutation;
 #[cfg(feature = "sim")]
 pub mod disk;
 #[cfg(feature = "sim")]
+pub mod image;
+#[cfg(feature = "sim")]
 pub mod model;
 #[cfg(feature = "sim")]
 pub mod rng;

@@ -249,6 +249,14 @@ impl Volume {
     }
 }
 
+/// A write to `origin` was announced: a snapshot that is being taken of it may hold it, whatever is flushed or overwritten
+/// before the snapshot is compared.
+pub fn tell_snapshots(model: &mut Model, origin: Uuid, first: u64, count: u64, tag: u64) {
+    for volume in model.values_mut().filter(|v| v.origin == Some(origin)) {
+        volume.range(first, count).iter_mut().for_each(|b| b.push(tag));
+    }
+}
+
 /// P2 across lvols: if a group of snapshots holds a write, it holds every write to any of their origins that completed
 /// before that one was issued. `group`: each snapshot, read and pinned, with its origin as it is now.
 pub fn prefix_holds(group: &[(&Volume, &Volume)]) -> Result<(), String> {

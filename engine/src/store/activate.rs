@@ -139,6 +139,11 @@ impl Lvstore {
         let area = match &start.area {
             Some(found) => {
                 let mut area = found.clone();
+                let image = lock(&self.core).super_block.clone();
+                if area.copy_problem(port, &image).await?.is_some() {
+                    let generation = image.private()?.map_or(1, |p| p.generation);
+                    area.write_super_copy(port, &image, generation).await?;
+                }
                 area.renew(nonce);
                 lock(&self.core).record_pages = area.record_pages();
                 self.checkpoint(&local, &mut area).await?;

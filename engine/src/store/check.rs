@@ -24,29 +24,36 @@ impl Lvstore {
             Ok(loaded) => loaded,
             Err(e) => return Ok(vec![finding("unreadable", None, e.to_string())]),
         };
-        let core = lock(&self.core);
-        drop(journal);
         let mut findings = disk.core.load_findings.clone();
         if disk.start.from_copy {
             let message = "the super block is unreadable; its second copy is used and replaces it with the next write";
             findings.push(finding("super-block", None, message));
         }
+        if let Some(area) = &disk.start.area
+            && let Some(problem) = area.copy_problem(&local.port, &disk.core.super_block).await?
+        {
+            let message = format!("the second copy of the super block {problem}; the next change writes it anew");
+            findings.push(finding("super-block", None, message));
+        }
         for r in disk.core.records.values() {
             if let Some(why) = &r.damaged
-                && !findings.iter().any(|f| f.lvol.as_deref() == Some(&r.name()))
+                && !findings.iter().any(|f| f.kind != "name" && f.lvol.as_deref() == Some(&r.name()))
             {
                 findings.push(finding("damaged", Some(&r.name()), why.clone()));
             }
         }
+        let core = lock(&self.core);
+        drop(journal);
         if disk.core.uuid != core.uuid {
             findings.push(finding("identity", None, "another store lies on the device now"));
             return Ok(findings);
         }
         // What the device says is owned must be in use in memory, or it would be given away.
-        missing(&mut findings, "cluster", disk.core.clusters.used_bits(), core.clusters.used_bits());
-        missing(&mut findings, "metadata page", disk.core.pages.used_bits(), core.pages.used_bits());
+        let (pages, clusters) = &disk.owned;
+        missing(&mut findings, "cluster", clusters, core.clusters.used_bits());
+        missing(&mut findings, "metadata page", pages, core.pages.used_bits());
         let quiet = !core.has_pending() && core.reclaim.is_idle() && core.allocating.is_empty() && core.merges == 0;
-        if quiet {
+        if quiet && !disk.extents_hidden {
             leaked(&mut findings, "cluster", disk.core.clusters.used_bits(), core.clusters.used_bits());
             leaked(&mut findings, "metadata page", disk.core.pages.used_bits(), core.pages.used_bits());
             for (uuid, lid) in &core.by_uuid {

@@ -98,8 +98,11 @@ impl Lvstore {
         }
         let small = {
             let core = lock(&self.core);
-            let marks: u64 = core.records.values().map(|r| r.zero_marks).sum();
-            marks > 0 && marks * self.cluster_size() <= SEAL_BY_ITSELF && core.clusters.unreserved() > 2 * marks
+            let marked = core.records.values().filter(|r| r.zero_marks > 0);
+            // Where nothing is inherited a mark is dropped, which takes no space.
+            let marks: u64 = marked.clone().filter(|r| r.inherits()).map(|r| r.zero_marks).sum();
+            let fit = marks * self.cluster_size() <= SEAL_BY_ITSELF && core.clusters.unreserved() > 2 * marks;
+            marked.count() > 0 && (marks == 0 || fit)
         };
         if small {
             self.seal(shard).await?;

@@ -120,6 +120,7 @@ impl Lvstore {
         core.reclaim.jobs.extend(cut.reclaims);
         core.reclaim.wait.wake_all();
         core.durable_wait.wake_all();
+        core.space_wait.wake_all();
     }
 
     /// Writes everything that the journal holds to its place and empties the journal.

@@ -28,8 +28,17 @@ pub const ATTR_THICK: &str = "coppice.thick";
 pub const ATTR_HIDDEN: &str = "coppice.hidden";
 pub const ATTR_SNAPSHOT: &str = "coppice.snapshot";
 
+/// How the name of a deleted snapshot that something still reads begins.
+pub const DELETED_PREFIX: &str = ".deleted-";
+
 /// Metadata pages that only deletes and discards may take, so that a full store can still be emptied.
 pub const PAGES_KEPT: u32 = 16;
+
+/// Entries that all extent tables of a store may have together: each costs memory, assigned or not, and one page on disk can
+/// stand for millions. Enough for lvols of four thousand times the store's size, and for a small store's first ones.
+pub fn tables_max(geo: &Geometry) -> u64 {
+    (1 << 20) + u64::from(geo.total_clusters) * 4096 / LEAF_CLUSTERS
+}
 
 /// What the store knows of one lvol.
 pub struct Record {
@@ -108,6 +117,24 @@ impl Record {
             Ok(crate::format::blob::Parent::External(id)) => Some(id),
             _ => None,
         }
+    }
+
+    /// Refuses a lvol whose metadata does not check out: it is neither used nor written.
+    pub fn intact(&self) -> Result<()> {
+        match &self.damaged {
+            Some(why) => Err(err!(Corrupt, "lvol {} is damaged: {why}", self.name())),
+            None => Ok(()),
+        }
+    }
+
+    /// What it does not own it reads from somebody else.
+    pub fn inherits(&self) -> bool {
+        self.parent.is_some() || self.external().is_some()
+    }
+
+    /// Hidden because it was deleted, not because it was made so.
+    pub fn was_deleted(&self) -> bool {
+        self.hidden && self.meta.name().is_some_and(|n| n.starts_with(DELETED_PREFIX.as_bytes()))
     }
 
     /// Entries of extent page `ep` that lie inside the lvol.
@@ -240,9 +267,7 @@ impl Core {
     pub fn idle(&mut self, uuid: Uuid) -> Result<Lid> {
         let lid = self.lid_of(uuid)?;
         let r = self.record(lid)?;
-        if let Some(why) = &r.damaged {
-            return Err(err!(Corrupt, "lvol {} is damaged: {why}", r.name()));
-        }
+        r.intact()?;
         if let Some(what) = r.busy {
             return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
         }
@@ -286,7 +311,7 @@ impl Core {
         let name = r.name();
         let room = if promised { u64::from(self.clusters.free()) } else { self.clusters.unreserved() };
         if room == 0 {
-            if self.clusters.quarantined > 0 || !self.batch.freed_clusters.is_empty() {
+            if self.space_is_coming() {
                 return Ok(None);
             }
             return Err(err!(

@@ -90,9 +90,7 @@ impl Core {
         let mut at = lvol.lid;
         loop {
             let r = self.record(at)?;
-            if let Some(why) = &r.damaged {
-                return Err(err!(Corrupt, "lvol {} is damaged: {why}", r.name()));
-            }
+            r.intact()?;
             match r.parent.and_then(|p| self.records.get(&p)) {
                 Some(parent) if slot < parent.hot.map.load().slots() && !parent.hot.map.load().has_leaf(slot) => {
                     at = parent.hot.lid;

@@ -5,17 +5,17 @@
 
 use super::activate::Start;
 use super::alloc::{Clusters, Pages};
-use super::core::{ATTR_HIDDEN, ATTR_THICK, Core, Lid, Record};
+use super::core::{ATTR_HIDDEN, ATTR_THICK, Core, Lid, Record, tables_max};
 use super::scan::{self, ChainPages, Overlay};
 use super::system::{SystemArea, find_super_copy};
 use crate::api::Finding;
-use crate::device::Device;
+use crate::device::{Device, recognise};
 use crate::error::{ErrorKind, Result, err};
 use crate::format::blob::Parent;
 use crate::format::page::{blob_id, root_of};
 use crate::format::{
     BLOBID_NONE, BSTYPE_COPPICE, BSTYPE_LVOLSTORE, Bits, EXTENTS_PER_PAGE, Extents, Flags, Geometry, MaskKind,
-    PAGE_SIZE, PrivateState, SuperBlock, ZERO_MARK, mask, xattr,
+    PAGE_SIZE, PrivateState, SuperBlock, ZERO_MARK, mask, parse_page, xattr,
 };
 use crate::lvol::Lvol;
 use crate::shard::Port;
@@ -27,6 +27,10 @@ use uuid::Uuid;
 pub struct Loaded {
     pub core: Core,
     pub start: Start,
+    /// Metadata pages and clusters that readable metadata owns; more may be in use when some of it is not readable.
+    pub owned: (Bits, Bits),
+    /// Some metadata is not readable.
+    pub extents_hidden: bool,
 }
 
 /// The super block in force.
@@ -45,10 +49,22 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
     let parsed = read.and_then(|()| buf.with(SuperBlock::parse).map_err(Into::into));
     let problem = match parsed {
         Ok(block) => return Ok(Super { block, from_copy: false }),
-        // A torn super block keeps its signature; without one this was never a lvstore.
-        Err(e) if e.kind() == ErrorKind::NotAStore => return Err(e.context(device.path().display())),
         Err(e) => e,
     };
+    // The copy is for a page that is torn, scribbled on or unreadable. An intact one of another version means what it says,
+    // and so does the signature of something else (looking for the copy reads the whole device).
+    let (intact, other) = buf.with(|page| {
+        let ours = page.starts_with(b"SPDKBLOB");
+        (ours && parse_page(page).is_ok(), if ours { None } else { recognise(page) })
+    });
+    if problem.kind() == ErrorKind::NotAStore {
+        if let Some(what) = other {
+            return Err(err!(NotAStore, "{}: it holds {what}, not a lvstore", device.path().display()));
+        }
+        if intact {
+            return Err(problem.context(device.path().display()));
+        }
+    }
     match find_super_copy(port, device.size()).await? {
         Some((block, _)) => Ok(Super { block, from_copy: true }),
         None => Err(problem.context(device.path().display())),
@@ -74,6 +90,8 @@ struct Loader<'a> {
     start: Start,
     /// Some extents could not be read: what they own is unknown.
     extents_hidden: bool,
+    /// Entries that the extent tables still to be read may have together.
+    tables_left: u64,
 }
 
 pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loaded> {
@@ -101,7 +119,7 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
     let mut area = None;
     let mut roots = None;
     let mut limit = geo.md_len;
-    let mut mask_clusters = None;
+    let mut masks_found = None;
     let mut findings = Vec::new();
     match private.as_ref().filter(|p| ours && p.state == PrivateState::InUse) {
         Some(p) => {
@@ -123,13 +141,14 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
             area = Some(journal);
         }
         None if ours => return Err(err!(Corrupt, "{shown}: marked as Coppice's, but the system area is missing")),
-        None if block.is_clean() && block.used_blobid_mask_len > 0 => {
+        // Whoever damaged page 0 may have changed the rest since its copy was made.
+        None if block.is_clean() && block.used_blobid_mask_len > 0 && !from_copy => {
             let masks = read_masks(port, &geo).await;
             match masks {
                 Ok((pages, clusters, ids)) => {
                     limit = pages.iter().last().map_or(0, |n| n + 1).max(ids.iter().last().map_or(0, |n| n + 1));
                     roots = Some(ids.iter().collect::<BTreeSet<u32>>());
-                    mask_clusters = Some(clusters);
+                    masks_found = Some((pages, clusters));
                 }
                 Err(e) => findings.push(finding("mask", None, format!("{e}; the metadata was read in full instead"))),
             }
@@ -139,16 +158,21 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
     limit = limit.min(geo.md_len);
     let mut pages = scan::chain_pages(port, &geo, &overlay, limit).await?;
     let mut start = Start { area, from_copy, ..Start::default() };
-    if let Some(valid) = roots {
-        start.stale_roots = pages.roots.difference(&valid).copied().collect();
-        for missing in valid.difference(&pages.roots) {
-            let message = format!("metadata page {missing} is marked as the root of a blob and does not check out");
-            findings.push(finding("root-unreadable", None, message));
+    if let (Some(listed), Some((used, _))) = (roots, &masks_found) {
+        // The masks have no CRC. A root that one of them knows is somebody's lvol.
+        let unlisted: Vec<u32> = pages.roots.difference(&listed).copied().collect();
+        for root in unlisted {
+            if used.get(root) {
+                let message = format!("metadata page {root} holds a lvol that the mask of blob ids does not list");
+                findings.push(finding("mask", None, message));
+            } else {
+                start.stale_roots.insert(root);
+                pages.roots.remove(&root);
+                pages.pages.remove(&root);
+            }
         }
-        pages.roots.retain(|r| valid.contains(r));
-        for stale in &start.stale_roots {
-            pages.pages.remove(stale);
-        }
+        // Those that cannot be read become damaged lvols.
+        pages.roots.extend(listed);
     }
     let mut loader = Loader {
         port,
@@ -162,12 +186,13 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
         by_root: BTreeMap::new(),
         start,
         extents_hidden: false,
+        tables_left: tables_max(&geo),
         geo,
     };
     (0..loader.geo.md_clusters).for_each(|c| {
         loader.used_clusters.set(c);
     });
-    loader.build(block, mask_clusters, read_only, &shown).await
+    loader.build(block, masks_found, read_only, &shown).await
 }
 
 async fn read_masks(port: &Port, geo: &Geometry) -> Result<(Bits, Bits, Bits)> {
@@ -191,11 +216,18 @@ pub fn finding(kind: &str, lvol: Option<&str>, message: impl Into<String>) -> Fi
     Finding { kind: kind.into(), lvol: lvol.map(Into::into), message: message.into() }
 }
 
+/// What is used and a mask calls free: SPDK would give it away.
+fn not_in_mask(what: &str, used: &Bits, mask: &Bits) -> Option<Finding> {
+    let lost: Vec<u32> = used.iter().filter(|n| !mask.get(*n)).collect();
+    let first = lost.first()?;
+    Some(finding("mask", None, format!("{} {what}s are used and free in their mask, the first is {first}", lost.len())))
+}
+
 impl Loader<'_> {
     async fn build(
         mut self,
         super_block: SuperBlock,
-        mask_clusters: Option<Bits>,
+        masks: Option<(Bits, Bits)>,
         read_only: bool,
         shown: &str,
     ) -> Result<Loaded> {
@@ -210,8 +242,13 @@ impl Loader<'_> {
         self.half_done_snapshots();
         self.table_pages();
         self.read_extents().await?;
+        if let Some((pages, clusters)) = &masks {
+            self.findings.extend(not_in_mask("metadata page", &self.used_pages, pages));
+            self.findings.extend(not_in_mask("cluster", &self.used_clusters, clusters));
+        }
+        let owned = (self.used_pages.clone(), self.used_clusters.clone());
         if self.extents_hidden {
-            self.claim_hidden(mask_clusters).await?;
+            self.claim_hidden(masks).await?;
         }
         self.parents();
         let mut core = Core {
@@ -253,7 +290,7 @@ impl Loader<'_> {
             geo: self.geo,
         };
         core.index_names();
-        Ok(Loaded { core, start: self.start })
+        Ok(Loaded { core, start: self.start, owned, extents_hidden: self.extents_hidden })
     }
 
     fn max_eps(&self) -> u64 {
@@ -298,7 +335,7 @@ impl Loader<'_> {
 
     /// Takes in the blob with this root.
     fn blob(&mut self, root: u32, store: Uuid) {
-        let chain = self.pages.chain(root, &self.geo, self.max_eps());
+        let chain = self.pages.chain(root, &self.geo, self.max_eps().min(self.tables_left));
         let lid = root;
         let mut damaged = None;
         let meta = match chain.meta {
@@ -312,6 +349,7 @@ impl Loader<'_> {
         for page in &chain.pages {
             if !self.use_page(*page) {
                 damaged.get_or_insert(format!("metadata page {page} belongs to two chains"));
+                self.extents_hidden = true;
             }
         }
         if meta.flags.is_system() {
@@ -325,6 +363,7 @@ impl Loader<'_> {
             }
             return;
         }
+        self.tables_left = self.tables_left.saturating_sub(self.geo.extent_pages_for(meta.extents.num_clusters()));
         let unknown = meta.flags.unknown_invalid();
         if unknown != 0 {
             damaged.get_or_insert(format!("it has flags that this version does not know ({unknown:#x})"));
@@ -405,6 +444,7 @@ impl Loader<'_> {
                     self.extents_hidden = true;
                 } else if !self.use_page(page) {
                     self.damage(lid, "page-used-twice", format!("extent page {page} is also used by something else"));
+                    self.extents_hidden = true;
                     if let Some(&(other, _)) = self.eps.get(&page) {
                         self.damage(
                             other,
@@ -538,22 +578,42 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Some lvol's extents are unreadable: nothing that might be theirs may be given away. Takes what the masks say is
-    /// used, and what any extent page names that nobody refers to.
-    async fn claim_hidden(&mut self, mask_clusters: Option<Bits>) -> Result<()> {
-        if let Some(mask) = mask_clusters {
-            for cluster in mask.iter().filter(|c| *c < self.geo.total_clusters) {
-                self.used_clusters.set(cluster);
-            }
+    /// Some lvol's extents are unreadable: nothing that might be theirs may be given away. The masks of a clean store say
+    /// what is in use. Without them it is what was in use at the last clean close, every page that holds something, and
+    /// whatever an extent page names that nobody refers to, or whose owner is damaged.
+    async fn claim_hidden(&mut self, masks: Option<(Bits, Bits)>) -> Result<()> {
+        let clean = masks.is_some();
+        let masks = match masks {
+            None => read_masks(self.port, &self.geo).await.ok().map(|(pages, clusters, _)| (pages, clusters)),
+            masks => masks,
+        };
+        if let Some((pages, clusters)) = masks {
+            pages.iter().for_each(|p| {
+                self.used_pages.set(p);
+            });
+            clusters.iter().for_each(|c| {
+                self.used_clusters.set(c);
+            });
         }
-        let orphans: Vec<u32> = (0..self.geo.md_len).filter(|p| !self.used_pages.get(*p)).collect();
+        if clean {
+            return Ok(());
+        }
+        let damaged = |lid: &Lid| self.records.get(lid).is_none_or(|r| r.damaged.is_some());
+        let mut used_by_intact = self.used_pages.clone();
+        self.eps.iter().filter(|(_, (lid, _))| damaged(lid)).for_each(|(page, _)| {
+            used_by_intact.clear(*page);
+        });
+        let wanted: Vec<u32> = (0..self.geo.md_len).filter(|p| !used_by_intact.get(*p)).collect();
         let (used, used_pages, geo) = (&mut self.used_clusters, &mut self.used_pages, &self.geo);
-        scan::read_pages(self.port, geo, &self.overlay, &orphans, |page, bytes| {
-            let Ok(ep) = bytes.and_then(|b| crate::format::extent_page::parse(b).map_err(|e| e.to_string())) else {
+        scan::read_pages(self.port, geo, &self.overlay, &wanted, |page, bytes| {
+            let Ok(bytes) = bytes else {
+                used_pages.set(page);
                 return;
             };
-            used_pages.set(page);
-            for cluster in ep.entries.into_iter().filter(|c| geo.is_data_cluster(*c)) {
+            if bytes.iter().any(|byte| *byte != 0) {
+                used_pages.set(page);
+            }
+            for cluster in crate::format::extent_page::clusters_named(bytes).filter(|c| geo.is_data_cluster(*c)) {
                 used.set(cluster);
             }
         })
@@ -629,8 +689,10 @@ impl Core {
             let mut name = r.name();
             if name.is_empty() || self.by_name.contains_key(&name) {
                 let made_up = format!("{}blob-{:x}", if name.is_empty() { "" } else { "duplicate-" }, r.root());
-                let message = format!("the name \"{name}\" is missing or taken; shown as {made_up}");
-                self.load_findings.push(finding("name", Some(&made_up), message));
+                if r.damaged.is_none() {
+                    let message = format!("the name \"{name}\" is missing or taken; shown as {made_up}");
+                    self.load_findings.push(finding("name", Some(&made_up), message));
+                }
                 name = made_up;
                 // Kept in memory; written with the next change of the lvol.
                 let _ = r.meta.set_name(name.as_bytes());

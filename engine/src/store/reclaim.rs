@@ -57,6 +57,7 @@ impl Lvstore {
             let mut core = lock(&self.core);
             core.reclaim.working = false;
             core.reclaim.idle_wait.wake_all();
+            core.space_wait.wake_all();
         }
     }
 

@@ -21,7 +21,7 @@ pub type Overlay = BTreeMap<u32, Arc<Page>>;
 #[derive(Default)]
 pub struct ChainPages {
     pub pages: BTreeMap<u32, Box<Page>>,
-    /// Pages that look like the root of a blob.
+    /// Pages that look like the root of a blob, those that do not check out included: they are not in `pages`.
     pub roots: BTreeSet<u32>,
 }
 
@@ -91,7 +91,13 @@ pub async fn chain_pages(port: &Port, geo: &Geometry, overlay: &Overlay, limit: 
     let all_pages: Vec<u32> = (0..limit).collect();
     read_pages(port, geo, overlay, &all_pages, |index, bytes| {
         let Ok(bytes) = bytes else { return };
-        let Ok((header, area)) = parse_page(bytes) else { return };
+        let Ok((header, area)) = parse_page(bytes) else {
+            // Roots only ever change through the journal, so ours are never torn: somebody's lvol is damaged here.
+            if claims_to_be_root(bytes, index) {
+                found.roots.insert(index);
+            }
+            return;
+        };
         let root = header.sequence == 0 && header.id == blob_id(index);
         let extents = descriptors(area).next().is_some_and(|d| d.is_ok_and(|d| d.kind == 6));
         if (header.sequence == 0 && !root) || extents {
@@ -108,6 +114,12 @@ pub async fn chain_pages(port: &Port, geo: &Geometry, overlay: &Overlay, limit: 
     Ok(found)
 }
 
+/// A page that begins as the root of the blob with this index does.
+fn claims_to_be_root(bytes: &[u8], index: u32) -> bool {
+    let [id, sequence] = [&blob_id(index).to_le_bytes()[..], &[0; 4]];
+    bytes.get(..8) == Some(id) && bytes.get(8..12) == Some(sequence)
+}
+
 impl ChainPages {
     /// Follows the chain of a root. A broken chain answers with the pages up to the break and why.
     pub fn chain(&self, root: u32, geo: &Geometry, max_eps: u64) -> Chain {
@@ -120,13 +132,17 @@ impl ChainPages {
             };
             images.push(&image[..]);
             let next = match parse_page(&image[..]) {
+                // Each page knows its position, so that a chain cannot run in a circle.
+                Ok((header, _)) if header.sequence as usize + 1 != pages.len() => {
+                    break Some(format!("metadata page {at} is not the one with number {} of the chain", pages.len()));
+                }
                 Ok((header, _)) => header.next,
                 Err(e) => break Some(format!("metadata page {at}: {e}")),
             };
             if next == PAGE_NONE {
                 break None;
             }
-            if next >= geo.md_len || pages.contains(&next) {
+            if next >= geo.md_len {
                 break Some(format!("metadata page {at} leads to page {next}, which cannot be"));
             }
             pages.push(next);

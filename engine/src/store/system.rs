@@ -117,6 +117,23 @@ impl SystemArea {
         all(self.write(port, COPY_PAGE, &buf)?, "cannot write the copy of the super block").await
     }
 
+    /// What is wrong with the second copy of the super block, if something is.
+    pub async fn copy_problem(&self, port: &Port, super_block: &SuperBlock) -> Result<Option<&'static str>> {
+        let buf = port.shard.buf(2 * PAGE_SIZE).slice(0, 2 * PAGE_SIZE);
+        if self.read(port, COPY_PAGE, &buf).await.is_err() {
+            return Ok(Some("cannot be read"));
+        }
+        Ok(buf.with(|bytes| {
+            let (envelope, image) = bytes.split_at_checked(PAGE_SIZE)?;
+            match SuperCopy::parse(envelope) {
+                Ok(copy) if copy.own_offset == self.copy_offset() && copy.matches(image) => {
+                    (SuperBlock::parse(image).as_ref() != Ok(super_block)).then_some("is not what the super block is")
+                }
+                _ => Some("does not check out"),
+            }
+        }))
+    }
+
     fn head(&self, md_limit: u32) -> JournalHead {
         JournalHead {
             generation: self.head_generation,

@@ -5,7 +5,7 @@ use coppice_engine::export::Volume as _;
 use coppice_engine::lvol::LvolIo;
 use coppice_engine::shard::Shard;
 use coppice_engine::sim::disk::SECTOR;
-use coppice_engine::sim::model::{BLOCK, Fate, Volume, prefix_holds, read_tag, sector, tag};
+use coppice_engine::sim::model::{BLOCK, Fate, Volume, prefix_holds, read_tag, sector, tag, tell_snapshots};
 use coppice_engine::sim::rng::Rng;
 use coppice_engine::sim::world::World;
 use coppice_engine::store::Lvstore;
@@ -144,7 +144,11 @@ impl Job {
         let longest = if rng.one_in(4) && !self.hot { 40 } else { 6 };
         let first = rng.below(if self.hot { volume.len().min(24) } else { volume.len() });
         let count = (1 + rng.below(longest)).min(volume.len() - first);
-        volume.write_begins(first, count, tag).then_some((first, count))
+        if !volume.write_begins(first, count, tag) {
+            return None;
+        }
+        tell_snapshots(&mut model, id, first, count, tag);
+        Some((first, count))
     }
 
     fn settle(&self, id: Uuid, first: u64, count: u64, durable: bool) {

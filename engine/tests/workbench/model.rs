@@ -10,6 +10,12 @@ use uuid::Uuid;
 /// Content is kept in pieces of this size; those that were never written are zero.
 pub const CHUNK: u64 = 64 << 10;
 
+/// Compares whole words, also where nothing is optimised.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    static ZEROES: [u8; CHUNK as usize] = [0; CHUNK as usize];
+    bytes.chunks(ZEROES.len()).all(|piece| piece == &ZEROES[..piece.len()])
+}
+
 #[derive(Clone, Default)]
 pub struct Content {
     pub size: u64,
@@ -53,6 +59,9 @@ impl Content {
         let mut pieces = Vec::new();
         self.each(offset, data.len() as u64, |chunk, inside, range| pieces.push((chunk, inside, range)));
         for (chunk, inside, range) in pieces {
+            if !self.chunks.contains_key(&chunk) && is_zero(&data[range.clone()]) {
+                continue;
+            }
             let bytes = self.chunks.entry(chunk).or_insert_with(|| Arc::new(vec![0; CHUNK as usize]));
             Arc::make_mut(bytes)[inside..inside + range.len()].copy_from_slice(&data[range]);
         }
@@ -151,7 +160,6 @@ impl Model {
             for n in visible(&views, view) {
                 vol.content.write(n * cluster, &reader.read(view, n * cluster, cluster as usize)?);
             }
-            vol.content.chunks.retain(|_, bytes| bytes.iter().any(|b| *b != 0));
             model.add(vol);
         }
         Ok(model)
