@@ -5,8 +5,9 @@ mod sim;
 
 use sim::{Plan, attempt, campaign};
 
-const QUIET: Plan = Plan { rounds: 6, faults: false };
-const FAULTY: Plan = Plan { rounds: 6, faults: true };
+const QUIET: Plan = Plan { rounds: 6, faults: false, narrow: false };
+const FAULTY: Plan = Plan { rounds: 6, faults: true, narrow: false };
+const NARROW: Plan = Plan { rounds: 6, faults: false, narrow: true };
 
 /// Seeds that failed once.
 const REMEMBERED: &str = include_str!("sim_seeds.txt");
@@ -39,6 +40,11 @@ fn device_errors_and_power_cuts() {
     campaign("device errors", 2_000_000, 3_000, FAULTY);
 }
 
+#[test]
+fn snapshots_over_one_busy_cluster() {
+    campaign("one busy cluster", 3_000_000, 1_500, NARROW);
+}
+
 /// The same seed gives the same run: a failure can be replayed.
 #[test]
 fn runs_repeat() {
@@ -49,10 +55,11 @@ fn runs_repeat() {
 }
 
 #[test]
-#[ignore = "replays one run: SIM_SEED, SIM_FAULTS"]
+#[ignore = "replays one run: SIM_SEED, SIM_FAULTS, SIM_NARROW"]
 fn replay() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let plan = Plan { faults: number("SIM_FAULTS") == Some(1), ..QUIET };
+    let (faults, narrow) = (number("SIM_FAULTS") == Some(1), number("SIM_NARROW") == Some(1));
+    let plan = Plan { faults, narrow, ..QUIET };
     let seed = number("SIM_SEED").expect("SIM_SEED is a number");
     sim::run(seed, plan).expect("the run succeeds");
 }

@@ -30,11 +30,18 @@ pub enum Work {
     },
 }
 
-pub struct InFlight {
-    pub shard: usize,
-    pub key: u32,
-    pub work: Work,
+struct InFlight {
+    shard: usize,
+    key: u32,
+    work: Work,
+    /// One of those that a real device now and then takes a hundred times as long for.
+    slow: bool,
 }
+
+/// One operation of so many is slow.
+const SLOW_ONE_IN: u64 = 12;
+/// Where slow and other operations are in flight, so many of the others complete for each slow one.
+const SLOWNESS: u64 = 40;
 
 struct Completed {
     off: usize,
@@ -62,7 +69,7 @@ pub struct Disk {
     /// What reads see.
     view: Vec<u8>,
     completed: Vec<Completed>,
-    pub in_flight: Vec<InFlight>,
+    in_flight: Vec<InFlight>,
     pub rng: Rng,
     pub faults: Faults,
     /// Device writes completed so far: where a crash is planned.
@@ -89,13 +96,31 @@ impl Disk {
         self.completed.len()
     }
 
+    pub fn start(&mut self, shard: usize, key: u32, work: Work) {
+        let slow = self.rng.one_in(SLOW_ONE_IN);
+        self.in_flight.push(InFlight { shard, key, work, slow });
+    }
+
+    /// Which of the operations in flight completes next.
+    pub fn next(&self, rng: &mut Rng) -> usize {
+        let quick: Vec<usize> = (0..self.in_flight.len()).filter(|n| !self.in_flight[*n].slow).collect();
+        match rng.one_in(SLOWNESS) {
+            false if !quick.is_empty() => quick[rng.below(quick.len() as u64) as usize],
+            _ => rng.below(self.in_flight.len() as u64) as usize,
+        }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     fn fails(&mut self, one_in: u64) -> bool {
         one_in > 0 && self.rng.one_in(one_in)
     }
 
     /// Completes the `nth` operation in flight: (shard, key, result).
     pub fn complete(&mut self, nth: usize) -> (usize, u32, i32) {
-        let InFlight { shard, key, work } = self.in_flight.remove(nth);
+        let InFlight { shard, key, work, .. } = self.in_flight.remove(nth);
         let result = match work {
             Work::Read { off, buf } => self.read(off, &buf),
             Work::Write { off, data, fua } => self.write(off, data, fua),
@@ -209,11 +234,7 @@ mod tests {
     use super::*;
 
     fn write(disk: &mut Disk, byte: u8) {
-        disk.in_flight.push(InFlight {
-            shard: 0,
-            key: 0,
-            work: Work::Write { off: 0, data: vec![byte; 1024], fua: false },
-        });
+        disk.start(0, 0, Work::Write { off: 0, data: vec![byte; 1024], fua: false });
     }
 
     #[test]
@@ -223,7 +244,7 @@ mod tests {
             write(&mut disk, 1);
             disk.complete(0);
             let covers = disk.completed_writes();
-            disk.in_flight.push(InFlight { shard: 0, key: 1, work: Work::Flush { covers } });
+            disk.start(0, 1, Work::Flush { covers });
             write(&mut disk, 2);
             disk.complete(1);
             disk.complete(0);

@@ -57,6 +57,8 @@ struct Block {
     values: [Vec<u64>; SECTORS],
     /// One per value.
     spans: Vec<Span>,
+    /// Every value that this block of the lvol, or of an ancestor, was ever given.
+    ever: Vec<u64>,
     /// Values cut off so far: places in the list stay comparable.
     cut: u64,
     /// A write is on its way, or failed half-way: the last two values are both current.
@@ -68,6 +70,7 @@ impl Block {
         Block {
             values: std::array::from_fn(|_| vec![0]),
             spans: vec![Span { issued: 0, completed: 0 }],
+            ever: vec![0],
             cut: 0,
             unsettled: false,
         }
@@ -81,11 +84,15 @@ impl Block {
 
     fn push(&mut self, tag: u64) {
         self.spans.push(Span { issued: tick(), completed: u64::MAX });
+        self.ever.push(tag);
         self.values.iter_mut().for_each(|v| v.push(tag));
     }
 
     fn join(&mut self, other: &Block) {
         self.spans.extend(&other.spans);
+        self.ever.extend(&other.ever);
+        self.ever.sort_unstable();
+        self.ever.dedup();
         self.values.iter_mut().zip(&other.values).for_each(|(mine, theirs)| mine.extend(theirs));
     }
 
@@ -220,6 +227,21 @@ impl Volume {
             mine.join(theirs);
         }
         both
+    }
+
+    /// Bytes that were read at block `first` while others may write: old or new, but never what somebody else, or another
+    /// block, was given.
+    pub fn check_live(&self, first: u64, bytes: &[u8]) -> Result<(), String> {
+        let read = bytes.as_chunks::<{ BLOCK as usize }>().0;
+        for (n, (block, bytes)) in self.blocks.iter().skip(first as usize).zip(read).enumerate() {
+            for sector in bytes.as_chunks::<SECTOR>().0 {
+                if !read_tag(sector).is_some_and(|tag| block.ever.contains(&tag)) {
+                    let at = first + n as u64;
+                    return Err(format!("lvol {}, block {at}: a stranger's bytes: {:x?}…", self.name, &sector[..16]));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Compares bytes that were read at block `first`. With `pin`, what was read is the only right answer from now on.

@@ -3,7 +3,7 @@
 //! Each step picks at random: poll a ready task of some shard, complete an operation in flight, deliver the messages of a
 //! shard. Time moves only when nothing else can. A run that can make no step although somebody waits is a deadlock.
 
-use super::disk::{Disk, InFlight, Work};
+use super::disk::{Disk, Work};
 use super::rng::Rng;
 use crate::shard::op::IoOp;
 use crate::shard::{Backend, Notifier, Shard};
@@ -37,7 +37,7 @@ impl Backend for SimBackend {
             IoOp::Punch { off, len, .. } => Work::Punch { off: *off as usize, len: *len as usize },
             IoOp::ReadStream { .. } | IoOp::WriteStream { .. } => panic!("a simulated disk has offsets"),
         };
-        disk.in_flight.push(InFlight { shard: self.shard, key, work });
+        disk.start(self.shard, key, work);
     }
 
     fn wait(&self, _: Option<Duration>, _: &mut Vec<(u32, i32)>) {
@@ -119,7 +119,7 @@ impl World {
     fn step(&mut self) -> bool {
         let ready: Vec<&Shard> = self.shards.iter().filter(|s| s.ready_len() > 0).collect();
         let remote: Vec<&Shard> = self.shards.iter().filter(|s| s.has_remote()).collect();
-        let in_flight = self.disk.borrow().in_flight.len();
+        let in_flight = self.disk.borrow().in_flight();
         // Tasks first, more often than not; completions trickle.
         let weights = [ready.len() as u64 * 4, remote.len() as u64 * 2, in_flight.min(3) as u64];
         let total: u64 = weights.iter().sum();
@@ -140,7 +140,7 @@ impl World {
             shard.enter(|| shard.deliver_remote());
             return true;
         }
-        let nth = self.rng.below(in_flight as u64) as usize;
+        let nth = self.disk.borrow().next(&mut self.rng);
         let (shard, key, result) = self.disk.borrow_mut().complete(nth);
         let shard = self.shards[shard].clone();
         shard.enter(|| shard.complete(key, result));

@@ -30,6 +30,8 @@ pub struct Plan {
     pub rounds: usize,
     /// The device fails now and then.
     pub faults: bool,
+    /// Everything happens in one cluster of one lvol, under one snapshot after the other.
+    pub narrow: bool,
 }
 
 #[derive(Default, Debug, Clone, Copy)]
@@ -54,7 +56,8 @@ pub fn trace(seed: u64, plan: Plan) -> u64 {
 
 fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
     let mut rng = Rng::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-    let cluster_size = [4 << 10, 16 << 10, 16 << 10, 64 << 10][rng.below(4) as usize];
+    let any_size = [4 << 10, 16 << 10, 16 << 10, 64 << 10][rng.below(4) as usize];
+    let cluster_size = if plan.narrow { 64 << 10 } else { any_size };
     let size = (8 << 20) << rng.below(2);
     // Every sector begins as a stranger's.
     let mut image: Vec<u8> = (0..size).map(|n| if n / 512 % 2 == 0 { 0xee } else { 0xdd }).collect();
@@ -99,12 +102,13 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
             Faults::default()
         };
         world.disk.borrow_mut().faults = faults;
-        let job = program::Job::new(&store, &model, &tags, rng.draw(), faults.any());
+        let job = program::Job::new(&store, &model, &tags, rng.draw(), faults.any(), plan.narrow);
         job.start(&world);
         let written = world.disk.borrow().writes;
         // Early ones fall into the first mark, the replay's checkpoint and the resumed merges.
         let crash_at = match rng.below(8) {
             0 => None,
+            _ if plan.narrow && rng.one_in(2) => None,
             1 | 2 => Some(written + 1 + rng.below(12)),
             _ => Some(written + 1 + rng.below(400)),
         };
@@ -231,9 +235,10 @@ pub fn campaign(name: &str, first: u64, crashes: u64, plan: Plan) {
                 tally.closes += t.closes;
             }
             Err(why) => panic!(
-                "{why}\nreplay with: SIM_SEED={seed} SIM_FAULTS={} cargo test --profile simulate -p coppice-engine \
+                "{why}\nreplay with: SIM_SEED={seed} SIM_FAULTS={} SIM_NARROW={} cargo test --profile simulate -p coppice-engine \
                  --features sim --test sim_crash -- replay --ignored --nocapture",
-                u8::from(plan.faults)
+                u8::from(plan.faults),
+                u8::from(plan.narrow)
             ),
         }
         seed += 1;

@@ -31,6 +31,7 @@ pub struct Job {
     faulty: bool,
     /// All writes go to few blocks, so that they meet in one cluster.
     hot: bool,
+    narrow: bool,
     running: Rc<Cell<usize>>,
     failure: Rc<RefCell<Option<String>>>,
 }
@@ -43,14 +44,22 @@ enum Stop {
 }
 
 impl Job {
-    pub fn new(store: &Arc<Lvstore>, model: &SharedModel, tags: &Rc<Cell<u64>>, seed: u64, faulty: bool) -> Job {
+    pub fn new(
+        store: &Arc<Lvstore>,
+        model: &SharedModel,
+        tags: &Rc<Cell<u64>>,
+        seed: u64,
+        faulty: bool,
+        narrow: bool,
+    ) -> Job {
         Job {
             store: store.clone(),
             model: model.clone(),
             tags: tags.clone(),
             seed,
             faulty,
-            hot: seed.is_multiple_of(3),
+            hot: narrow || seed.is_multiple_of(3),
+            narrow,
             running: Rc::default(),
             failure: Rc::default(),
         }
@@ -106,7 +115,7 @@ impl Job {
     fn busy_lvols(&self) -> Vec<Uuid> {
         let mut all = self.lvols(|v| !v.snapshot);
         if self.hot {
-            all.truncate(3);
+            all.truncate(if self.narrow { 1 } else { 3 });
         }
         all
     }
@@ -129,9 +138,9 @@ impl Job {
             };
             match rng.below(20) {
                 0..12 => self.write(shard, &io, id, &mut rng).await?,
-                12..16 => self.discard(&io, id, &mut rng).await?,
+                12..16 => self.discard(shard, &io, id, &mut rng).await?,
                 16 | 17 => self.flush(&io, id).await?,
-                _ => self.read(shard, &io, &mut rng).await?,
+                _ => self.read(shard, &io, id, &mut rng).await?,
             }
         }
         Ok(())
@@ -142,7 +151,8 @@ impl Job {
         let mut model = self.model.borrow_mut();
         let volume = model.get_mut(&id)?;
         let longest = if rng.one_in(4) && !self.hot { 40 } else { 6 };
-        let first = rng.below(if self.hot { volume.len().min(24) } else { volume.len() });
+        let first =
+            rng.below(if self.hot { volume.len().min(if self.narrow { 16 } else { 24 }) } else { volume.len() });
         let count = (1 + rng.below(longest)).min(volume.len() - first);
         if !volume.write_begins(first, count, tag) {
             return None;
@@ -165,16 +175,50 @@ impl Job {
         (0..bytes).step_by(SECTOR).for_each(|at| buf.copy_in(at, &sector(tag)));
         let fua = rng.one_in(10);
         match io.write(first * BLOCK, buf, fua).await {
-            Ok(()) => self.settle(id, first, count, fua),
+            Ok(()) => {
+                self.see(shard, io, first, count, tag, rng).await?;
+                self.settle(id, first, count, fua);
+            }
             Err(e) => self.allowed(e, &[])?,
         }
         Ok(())
     }
 
-    async fn discard(&self, io: &LvolIo, id: Uuid, rng: &mut Rng) -> Result<(), Stop> {
+    /// What was just written reads back, also when everything that ran meanwhile has ended: nobody else writes there until
+    /// the model hears of the end.
+    async fn see(
+        &self,
+        shard: &Shard,
+        io: &LvolIo,
+        first: u64,
+        count: u64,
+        tag: u64,
+        rng: &mut Rng,
+    ) -> Result<(), Stop> {
+        match rng.below(4) {
+            0 => shard.sleep(Duration::from_micros(1)).await,
+            1 => {}
+            _ => return Ok(()),
+        }
+        let bytes = (count * BLOCK) as usize;
+        let buf = shard.buf(bytes).slice(0, bytes);
+        match io.read(first * BLOCK, buf.clone()).await {
+            Ok(()) if buf.with(|b| b.chunks_exact(SECTOR).any(|s| read_tag(s) != Some(tag))) => {
+                Err(Stop::Wrong(format!("block {first} and the {count} from there do not read as they were written")))
+            }
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Io => Ok(()),
+            Err(e) => self.allowed(e, &[]),
+        }
+    }
+
+    async fn discard(&self, shard: &Shard, io: &LvolIo, id: Uuid, rng: &mut Rng) -> Result<(), Stop> {
         let Some((first, count)) = self.announce(id, rng, 0) else { return Ok(()) };
         match io.discard(first * BLOCK, count * BLOCK).await {
-            Ok(()) => self.settle(id, first, count, false),
+            Ok(()) => {
+                self.see(shard, io, first, count, 0, rng).await?;
+                self.settle(id, first, count, false);
+            }
             Err(e) => self.allowed(e, &[])?,
         }
         Ok(())
@@ -193,22 +237,16 @@ impl Job {
         }
     }
 
-    /// While writes are under way the content is anybody's guess, but never a stranger's.
-    async fn read(&self, shard: &Shard, io: &LvolIo, rng: &mut Rng) -> Result<(), Stop> {
+    async fn read(&self, shard: &Shard, io: &LvolIo, id: Uuid, rng: &mut Rng) -> Result<(), Stop> {
         let blocks = io.size() / BLOCK;
         let first = rng.below(blocks);
         let bytes = ((1 + rng.below(30)).min(blocks - first) * BLOCK) as usize;
         let buf = shard.buf(bytes).slice(0, bytes);
         match io.read(first * BLOCK, buf.clone()).await {
-            Ok(()) => {
-                let strange = buf.with(|b| b.as_chunks::<SECTOR>().0.iter().position(|s| read_tag(s).is_none()));
-                match strange {
-                    Some(n) => {
-                        Err(Stop::Wrong(format!("a stranger's bytes at {}", first * BLOCK + (n * SECTOR) as u64)))
-                    }
-                    None => Ok(()),
-                }
-            }
+            Ok(()) => match self.model.borrow().get(&id) {
+                Some(volume) => buf.with(|b| volume.check_live(first, b)).map_err(Stop::Wrong),
+                None => Ok(()),
+            },
             Err(e) if e.kind() == ErrorKind::Io => Ok(()),
             Err(e) => self.allowed(e, &[]),
         }
@@ -220,7 +258,13 @@ impl Job {
         let mut rng = Rng::new(self.seed);
         for _ in 0..CHANGES {
             shard.sleep(Duration::from_micros(rng.below(20))).await;
-            match rng.below(16) {
+            let choice = match rng.below(16) {
+                n if !self.narrow => n,
+                0 => 0,
+                1..11 => 3,
+                _ => 8,
+            };
+            match choice {
                 0..3 => self.create(shard, &mut rng).await?,
                 3..6 => self.snapshot(shard, &mut rng).await?,
                 6..8 => self.clone_one(shard, &mut rng).await?,
