@@ -37,8 +37,9 @@ impl Image {
         Ok(self.reader.lvol(lvol)?.own_clusters.first().context("no cluster")?.1)
     }
 
-    fn flip(&mut self, at: u64) {
-        self.bytes[at as usize] ^= 0x40;
+    fn flip(&mut self, at: u64) -> Result<()> {
+        *self.bytes.get_mut(at as usize).context("beyond the end")? ^= 0x40;
+        Ok(())
     }
 
     /// Changes a page and repairs its CRC.
@@ -140,18 +141,13 @@ struct Case(&'static str, Damage, &'static [&'static str], &'static str);
 const NAMELESS: &str = "blob-";
 
 const CASES: &[Case] = &[
-    Case("root", |i| Ok(i.flip(i.chain("victim", 0)? + 100)), &[NAMELESS], "damaged"),
-    Case("CRC of a root", |i| Ok(i.flip(i.chain("victim", 0)? + 4092)), &[NAMELESS], "damaged"),
-    Case("root of a snapshot", |i| Ok(i.flip(i.chain("parent", 0)? + 200)), &[NAMELESS, "child"], "parent-damaged"),
-    Case("second page of a chain", |i| Ok(i.flip(i.chain("wide", 1)? + 100)), &["wide"], "damaged"),
-    Case("last page of a chain", |i| Ok(i.flip(i.chain("wide", 2)? + 3000)), &["wide"], "damaged"),
-    Case("extent page", |i| Ok(i.flip(i.extent_page("victim")? + 30)), &["victim"], "extent-page"),
-    Case(
-        "extent page of a snapshot",
-        |i| Ok(i.flip(i.extent_page("parent")? + 30)),
-        &["parent", "child"],
-        "extent-page",
-    ),
+    Case("root", |i| i.flip(i.chain("victim", 0)? + 100), &[NAMELESS], "damaged"),
+    Case("CRC of a root", |i| i.flip(i.chain("victim", 0)? + 4092), &[NAMELESS], "damaged"),
+    Case("root of a snapshot", |i| i.flip(i.chain("parent", 0)? + 200), &[NAMELESS, "child"], "parent-damaged"),
+    Case("second page of a chain", |i| i.flip(i.chain("wide", 1)? + 100), &["wide"], "damaged"),
+    Case("last page of a chain", |i| i.flip(i.chain("wide", 2)? + 3000), &["wide"], "damaged"),
+    Case("extent page", |i| i.flip(i.extent_page("victim")? + 30), &["victim"], "extent-page"),
+    Case("extent page of a snapshot", |i| i.flip(i.extent_page("parent")? + 30), &["parent", "child"], "extent-page"),
     // CRCs repaired from here on.
     Case("new descriptor", |i| i.edit_at("victim", 16, 99), &[NAMELESS], "damaged"),
     Case("next page beyond the end", |i| i.edit_at("wide", 4088, 1 << 20), &["wide"], "damaged"),
