@@ -28,6 +28,8 @@ step fuzz full "every parser of bytes from outside, 5 s each" \
     "scripts/fuzz.sh 5"
 step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
+step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
+    "cargo test --release -p coppice --test bench -- --ignored"
 step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \
