@@ -148,6 +148,11 @@ impl Core {
 
     /// The blob's root goes with the open batch; its pages and clusters are collected afterwards.
     pub(super) fn bury(&mut self, r: Record) {
+        if r.damaged.is_some() {
+            // What it owns is not known for sure, and may be somebody else's; the next load finds out.
+            self.kill_root(r.root());
+            return;
+        }
         let mut own = r.own;
         let mut eps = r.eps().to_vec();
         let map = r.hot.map.load_full();
@@ -164,11 +169,6 @@ impl Core {
                     *page = 0;
                 }
             }
-        }
-        if r.damaged.is_some() {
-            // What it owns is not known for sure; the next load finds out.
-            own = 0;
-            eps.clear();
         }
         if let crate::format::Extents::Rle(runs) = &r.meta.extents {
             for (start, len) in runs.iter().filter(|(s, _)| *s != 0) {

@@ -132,9 +132,12 @@ impl ChainPages {
             };
             images.push(&image[..]);
             let next = match parse_page(&image[..]) {
-                // Each page knows its position, so that a chain cannot run in a circle.
-                Ok((header, _)) if header.sequence as usize + 1 != pages.len() => {
-                    break Some(format!("metadata page {at} is not the one with number {} of the chain", pages.len()));
+                // Each page knows its owner and its position, so that a chain neither takes another's pages nor runs in
+                // a circle.
+                Ok((header, _)) if header.id != blob_id(root) || header.sequence as usize + 1 != pages.len() => {
+                    let number = pages.len();
+                    pages.pop();
+                    break Some(format!("metadata page {at} is not the one with number {number} of the chain"));
                 }
                 Ok((header, _)) => header.next,
                 Err(e) => break Some(format!("metadata page {at}: {e}")),

@@ -163,8 +163,11 @@ impl SystemArea {
         all(self.write(port, place, &buf)?, "cannot write the journal's head").await
     }
 
-    /// Both heads of a new area, so that nothing older is ever taken for one. Not flushed.
+    /// Both heads of a new area and an empty log, so that nothing older is ever taken for one. Not flushed.
     pub async fn write_first_heads(&mut self, port: &Port, md_limit: u32) -> Result<()> {
+        let empty = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
+        empty.fill_zero();
+        all(self.write(port, LOG_PAGE, &empty)?, "cannot write the journal").await?;
         for _ in HEAD_PAGES {
             self.head_generation += 1;
             self.write_head(port, self.head_place(), md_limit).await?;
@@ -201,13 +204,16 @@ impl SystemArea {
     pub async fn replay(&mut self, port: &Port, mut page: impl FnMut(u32, Page)) -> Result<u32> {
         let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
         let mut newest: Option<JournalHead> = None;
+        let mut one_lost = false;
         for place in HEAD_PAGES {
             self.read(port, place, &buf).await?;
-            if let Ok(head) = buf.with(JournalHead::parse)
-                && head.store_uuid == *self.store_uuid.as_bytes()
-                && newest.is_none_or(|n| n.generation < head.generation)
-            {
-                newest = Some(head);
+            match buf.with(JournalHead::parse) {
+                Ok(head) if head.store_uuid == *self.store_uuid.as_bytes() => {
+                    if newest.is_none_or(|n| n.generation < head.generation) {
+                        newest = Some(head);
+                    }
+                }
+                _ => one_lost = true,
             }
         }
         let Some(head) = newest else {
@@ -218,6 +224,16 @@ impl SystemArea {
         self.at = head.tail_page;
         self.head_generation = head.generation;
         let mut limit = head.md_limit;
+        if one_lost {
+            // Torn while it was being written, a head leaves the log of the other one in force. But a record that is newer
+            // than the other one's log was written under the lost head, which was durable, as was all that lies before it.
+            self.read(port, LOG_PAGE, &buf).await?;
+            if let Ok(first) = buf.with(RecordHeader::parse)
+                && first.seq > self.seq
+            {
+                (self.nonce, self.seq, self.at) = (first.nonce, first.seq, 0);
+            }
+        }
         while self.at < self.log_pages() {
             self.read(port, LOG_PAGE + self.at, &buf).await?;
             let Ok(record) = buf.with(RecordHeader::parse) else { break };

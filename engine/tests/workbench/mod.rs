@@ -54,7 +54,12 @@ impl Rng {
     /// Bytes that occur nowhere else: a counter in every word.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let tag = self.next() | 1;
-        (0..len).map(|n| (tag.wrapping_add((n as u64 / 8).wrapping_mul(0x0101)) >> (n % 8 * 8)) as u8).collect()
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&tag.wrapping_add((bytes.len() as u64 / 8).wrapping_mul(0x0101)).to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
     }
 }
 
