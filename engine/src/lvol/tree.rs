@@ -87,11 +87,12 @@ impl Core {
             let size = u64::from(self.geo.cluster_size);
             return Err(err!(
                 NoSpace,
-                "{what} needs {} bytes to be reserved in lvstore {} and {} are free; make it thin, delete something or grow \
-                 the store",
+                "{what} needs {} bytes to be reserved in lvstore {} and {} are free{}; make it thin, delete something or \
+                 grow the store",
                 clusters * size,
                 self.name,
-                room * size
+                room * size,
+                self.set_aside_hint()
             ));
         }
         Ok(())

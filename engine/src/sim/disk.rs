@@ -72,6 +72,8 @@ pub struct Disk {
     in_flight: Vec<InFlight>,
     pub rng: Rng,
     pub faults: Faults,
+    /// Bytes that cannot be read.
+    pub bad: std::ops::Range<usize>,
     /// Device writes completed so far: where a crash is planned.
     pub writes: u64,
     /// Virtual nanoseconds.
@@ -87,6 +89,7 @@ impl Disk {
             in_flight: Vec::new(),
             rng,
             faults: Faults::default(),
+            bad: 0..0,
             writes: 0,
             now_ns: 0,
         }
@@ -137,7 +140,7 @@ impl Disk {
     }
 
     fn read(&mut self, off: usize, buf: &BufSlice) -> i32 {
-        if self.fails(self.faults.reads) {
+        if self.fails(self.faults.reads) || (off < self.bad.end && self.bad.start < off + buf.len()) {
             return -libc::EIO;
         }
         match self.view.get(off..off + buf.len()) {

@@ -246,7 +246,9 @@ pub struct Core {
     pub read_only: bool,
     /// What the load found and did not understand.
     pub load_findings: Vec<crate::api::Finding>,
-    /// Changes that the load decided on (half-done SPDK operations); made durable with the first commit.
+    /// Clusters that are kept out of use because damaged metadata may have named them.
+    pub set_aside: u64,
+    /// Leaves of maps in memory.
     pub resident_leaves: u64,
 }
 
@@ -316,14 +318,23 @@ impl Core {
             }
             return Err(err!(
                 NoSpace,
-                "lvol {name}: no free cluster in lvstore {} ({} reserved for thick lvols); delete something or grow the store",
+                "lvol {name}: no free cluster in lvstore {} ({} reserved for thick lvols{}); delete something or grow the store",
                 self.name,
-                self.clusters.reserved
+                self.clusters.reserved,
+                self.set_aside_hint()
             ));
         }
         let Some(cluster) = self.clusters.claim(after) else { return Ok(None) };
         self.with_reservation(lid, |r| r.claims += 1)?;
         Ok(Some(cluster))
+    }
+
+    /// For messages about a lack of space: that some of it may be somebody's.
+    pub fn set_aside_hint(&self) -> String {
+        match self.set_aside {
+            0 => String::new(),
+            n => format!(", {n} kept out of use because metadata is damaged, see `coppice lvstore check`"),
+        }
     }
 
     /// Gives back a cluster that was claimed and never published.

@@ -90,6 +90,8 @@ struct Loader<'a> {
     start: Start,
     /// Some extents could not be read: what they own is unknown.
     extents_hidden: bool,
+    /// Not even an extent page that is left names those clusters.
+    clusters_unknown: bool,
     /// Entries that the extent tables still to be read may have together.
     tables_left: u64,
 }
@@ -186,6 +188,7 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
         by_root: BTreeMap::new(),
         start,
         extents_hidden: false,
+        clusters_unknown: false,
         tables_left: tables_max(&geo),
         geo,
     };
@@ -241,6 +244,7 @@ impl Loader<'_> {
         }
         self.half_done_snapshots();
         self.table_pages();
+        self.unreadable_pages(masks.as_ref());
         self.read_extents().await?;
         if let Some((pages, clusters)) = &masks {
             self.findings.extend(not_in_mask("metadata page", &self.used_pages, pages));
@@ -250,6 +254,7 @@ impl Loader<'_> {
         if self.extents_hidden {
             self.claim_hidden(masks).await?;
         }
+        let set_aside = u64::from(self.used_clusters.count_ones() - owned.1.count_ones());
         self.parents();
         let mut core = Core {
             clusters: Clusters::new(self.used_clusters),
@@ -286,6 +291,7 @@ impl Loader<'_> {
             closing: false,
             read_only: read_only || self.geo.blobid_mask.len == 0,
             load_findings: self.findings,
+            set_aside,
             resident_leaves: 0,
             geo: self.geo,
         };
@@ -307,6 +313,9 @@ impl Loader<'_> {
             return Err(none());
         }
         let root = root_of(block.super_blob).filter(|r| *r < self.geo.md_len).ok_or_else(none)?;
+        if let Some(why) = self.pages.unreadable.get(&root) {
+            return Err(err!(Io, "{shown}: the super blob, metadata page {root}: {why}"));
+        }
         if !self.pages.roots.contains(&root) {
             return Err(none());
         }
@@ -459,18 +468,35 @@ impl Loader<'_> {
         }
     }
 
+    /// Pages that the device does not read and that nobody is known to own: each may be the root of a lvol, which is then
+    /// missing from the list, but loses nothing.
+    fn unreadable_pages(&mut self, masks: Option<&(Bits, Bits)>) {
+        let unknown: Vec<u32> = self.pages.unreadable.keys().copied().filter(|p| !self.used_pages.get(*p)).collect();
+        for page in unknown {
+            if masks.is_some_and(|(used, _)| !used.get(page)) {
+                continue;
+            }
+            self.used_pages.set(page);
+            let why = self.pages.unreadable.get(&page).cloned().unwrap_or_default();
+            let message =
+                format!("metadata page {page}: {why}; a lvol that begins there is not listed until it can be read");
+            self.findings.push(finding("unreadable-page", None, message));
+            // One is a lvol's root whose extent pages can be read, or the other way round; two may be both.
+            self.clusters_unknown |= self.extents_hidden;
+            self.extents_hidden = true;
+        }
+    }
+
     async fn read_extents(&mut self) -> Result<()> {
         let mut problems: Vec<(Lid, &'static str, String)> = Vec::new();
         let (records, fix) = (&mut self.records, &mut self.start.rewrite_eps);
         let (used, geo) = (&mut self.used_clusters, &self.geo);
-        let mut hidden = false;
         let mut twice: BTreeSet<u32> = BTreeSet::new();
         scan::extent_pages(self.port, geo, &self.overlay, &self.eps, |lid, ep, entries| {
             let Some(r) = records.get_mut(&lid) else { return };
             let entries = match entries {
                 Ok(entries) => entries,
                 Err(why) => {
-                    hidden = true;
                     problems.push((lid, "extent-page", why));
                     return;
                 }
@@ -528,7 +554,6 @@ impl Loader<'_> {
             }
             r.own = own;
         }
-        self.extents_hidden |= hidden;
         if !twice.is_empty() {
             self.owned_twice(&twice, &mut problems).await?;
         }
@@ -537,6 +562,9 @@ impl Loader<'_> {
                 let name = self.records.get(&lid).map(Record::name).unwrap_or_default();
                 self.findings.push(finding(kind, Some(&name), why));
             } else {
+                // Whatever stood there before is lost.
+                self.extents_hidden = true;
+                self.clusters_unknown = true;
                 self.damage(lid, kind, why);
             }
         }
@@ -579,8 +607,9 @@ impl Loader<'_> {
     }
 
     /// Some lvol's extents are unreadable: nothing that might be theirs may be given away. The masks of a clean store say
-    /// what is in use. Without them it is what was in use at the last clean close, every page that holds something, and
-    /// whatever an extent page names that nobody refers to, or whose owner is damaged.
+    /// what is in use. Without them it is every page that holds something, and the clusters that were in use at the last
+    /// clean close or that an extent page names to which nobody refers, or whose owner is damaged; all clusters if it is
+    /// an extent page that is lost, since nothing else says which ones it named.
     async fn claim_hidden(&mut self, masks: Option<(Bits, Bits)>) -> Result<()> {
         let clean = masks.is_some();
         let masks = match masks {
@@ -597,6 +626,13 @@ impl Loader<'_> {
         }
         if clean {
             return Ok(());
+        }
+        // Old stores may have had the clusters of what is damaged in its chain.
+        let runs = self.records.values().any(|r| matches!(r.meta.extents, Extents::Rle(_)));
+        if self.clusters_unknown || runs {
+            (0..self.geo.total_clusters).for_each(|c| {
+                self.used_clusters.set(c);
+            });
         }
         let damaged = |lid: &Lid| self.records.get(lid).is_none_or(|r| r.damaged.is_some());
         let mut used_by_intact = self.used_pages.clone();
@@ -655,10 +691,8 @@ impl Loader<'_> {
             let mut external = false;
             let mut bad: Option<(&str, String)> = None;
             while let Some(r) = self.records.get(&at) {
-                if at != *lid
-                    && let Some(why) = &r.damaged
-                {
-                    bad = Some(("parent-damaged", format!("its ancestor {} is damaged: {why}", r.name())));
+                if at != *lid && r.damaged.is_some() {
+                    bad = Some(("parent-damaged", format!("its ancestor {} is damaged", r.name())));
                     break;
                 }
                 external |= r.external().is_some();

@@ -23,6 +23,8 @@ pub struct ChainPages {
     pub pages: BTreeMap<u32, Box<Page>>,
     /// Pages that look like the root of a blob, those that do not check out included: they are not in `pages`.
     pub roots: BTreeSet<u32>,
+    /// Pages that the device does not read, and why: anything may be in them.
+    pub unreadable: BTreeMap<u32, String>,
 }
 
 /// A blob's chain as it was found.
@@ -90,7 +92,13 @@ pub async fn chain_pages(port: &Port, geo: &Geometry, overlay: &Overlay, limit: 
     let mut found = ChainPages::default();
     let all_pages: Vec<u32> = (0..limit).collect();
     read_pages(port, geo, overlay, &all_pages, |index, bytes| {
-        let Ok(bytes) = bytes else { return };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(why) => {
+                found.unreadable.insert(index, why);
+                return;
+            }
+        };
         let Ok((header, area)) = parse_page(bytes) else {
             // Roots only ever change through the journal, so ours are never torn: somebody's lvol is damaged here.
             if claims_to_be_root(bytes, index) {
@@ -128,7 +136,8 @@ impl ChainPages {
         let mut at = root;
         let broken = loop {
             let Some(image) = self.pages.get(&at) else {
-                break Some(format!("metadata page {at} of its chain is unreadable or does not check out"));
+                let why = self.unreadable.get(&at).map_or("does not check out", |e| e);
+                break Some(format!("metadata page {at} of its chain: {why}"));
             };
             images.push(&image[..]);
             let next = match parse_page(&image[..]) {

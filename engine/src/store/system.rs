@@ -200,14 +200,15 @@ impl SystemArea {
     }
 
     /// Reads the newest head and every record behind it; calls `page` for each image in order. Ends at the first record
-    /// that is not whole: it was never acknowledged. Answers with the limit of the metadata pages in use.
+    /// that is not whole: it was never acknowledged, if none lies behind it. Answers with the limit of the metadata pages
+    /// in use.
     pub async fn replay(&mut self, port: &Port, mut page: impl FnMut(u32, Page)) -> Result<u32> {
         let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
         let mut newest: Option<JournalHead> = None;
         let mut one_lost = false;
         for place in HEAD_PAGES {
-            self.read(port, place, &buf).await?;
-            match buf.with(JournalHead::parse) {
+            let read = self.read(port, place, &buf).await;
+            match read.and_then(|()| buf.with(JournalHead::parse).map_err(Into::into)) {
                 Ok(head) if head.store_uuid == *self.store_uuid.as_bytes() => {
                     if newest.is_none_or(|n| n.generation < head.generation) {
                         newest = Some(head);
@@ -217,7 +218,10 @@ impl SystemArea {
             }
         }
         let Some(head) = newest else {
-            return Err(err!(Corrupt, "both heads of the journal are unreadable; run `coppice lvstore check`"));
+            return Err(err!(
+                Corrupt,
+                "both heads of the journal are unreadable: what was acknowledged last is not known"
+            ));
         };
         self.nonce = head.nonce;
         self.seq = head.tail_seq;
@@ -262,7 +266,29 @@ impl SystemArea {
             self.at += record.ring_pages();
             self.seq += 1;
         }
+        self.nothing_behind(port).await?;
         Ok(limit)
+    }
+
+    /// A record is written when the one before it is durable. So if there are later ones behind the place where the replay
+    /// ended, the one there was acknowledged and is damaged; what the store says without it would be wrong.
+    async fn nothing_behind(&self, port: &Port) -> Result<()> {
+        let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
+        for at in self.at..self.log_pages() {
+            // Not being readable says nothing about what would be there.
+            let read = self.read(port, LOG_PAGE + at, &buf).await;
+            let later =
+                |page: &[u8]| RecordHeader::parse(page).is_ok_and(|r| r.nonce == self.nonce && r.seq > self.seq);
+            if read.is_ok() && buf.with(later) {
+                return Err(err!(
+                    Corrupt,
+                    "record {} of the journal is damaged, and later ones are intact: what was acknowledged is lost; read \
+                     the device again elsewhere, or restore",
+                    self.seq
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The area goes on under a new nonce: what an unfinished record left behind can never be taken for a new one.
