@@ -131,7 +131,8 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     let exists = path.exists();
     let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
     let now = file.metadata().map_err(failed)?;
-    if exists && !force && now.len() > 0 && (now.len() != size || blank_or_interrupted(path)?.is_some()) {
+    // One of this size may be what an interrupted creation left: `format` looks at what is in it.
+    if exists && !force && now.len() > 0 && now.len() != size {
         return Err(err!(
             AlreadyExists,
             "{shown} exists already ({} bytes); leave out --size to use it as it is, or use --force to overwrite it",
@@ -142,17 +143,6 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
         file.set_len(size).map_err(failed)?;
     }
     Ok(!exists)
-}
-
-/// A file that an interrupted creation left counts as blank: its super block says so.
-fn blank_or_interrupted(path: &Path) -> Result<Option<String>> {
-    let mut page = vec![0u8; crate::format::PAGE_SIZE];
-    let file = std::fs::File::open(path).map_err(|e| err!(Io, "{}: {e}", path.display()))?;
-    let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut page, 0);
-    let creating = read.is_ok()
-        && crate::format::SuperBlock::parse(&page)
-            .is_ok_and(|s| matches!(s.private(), Ok(Some(p)) if p.state == crate::format::PrivateState::Creating));
-    if creating { Ok(None) } else { blank_problem(path) }
 }
 
 impl Store {

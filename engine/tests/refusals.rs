@@ -452,7 +452,7 @@ fn only_blank_devices_are_formatted() -> Result<()> {
         let made = block_on(engine.create_store(&path, how.clone()));
         refused(what, made, NotBlank, fragment)?;
         let sized = block_on(engine.create_store(&path, CreateStore { file_size: Some(SIZE), ..how.clone() }));
-        refused(what, sized, AlreadyExists, "exists already")?;
+        refused(what, sized, NotBlank, fragment)?;
         ensure!(std::fs::read(&path)? == before, "{what}: the refused device was changed");
         let forced = block_on(engine.create_store(&path, CreateStore { force: true, ..how }))?;
         ensure!(forced.lvols == 0 && forced.spdk_readable, "{what}: {forced:?}");

@@ -1,16 +1,18 @@
 //! Making a lvstore on a blank device.
 //!
 //! ```text
-//!   page 0 = "creating" ▶ flush ▶ metadata pages and masks ▶ flush ▶ page 0 = LVOLSTORE, clean ▶ flush
+//!   copy, page 0 = "creating" ▶ metadata pages and masks ▶ copy, page 0 = LVOLSTORE, clean
 //! ```
 //!
-//! Cut off at any point, the device says that its creation was interrupted, and a second `create` does it again.
+//! Each arrow and comma is a flush. Cut off at any point, the device is still blank, says that its creation was
+//! interrupted, so that a second `create` does it again, or is the new store: where page 0 is torn, its copy says it. The
+//! copy lies in the middle, where nobody looks for a sign of something else.
 
 use super::Lvstore;
 use super::activate::{area_clusters, write_page0};
 use super::load::read_super;
 use super::local::ZEROES;
-use super::system::find_super_copy;
+use super::system::{SystemArea, find_super_copy};
 use crate::api::{CreateStore, StoreInfo};
 use crate::device::Device;
 use crate::error::{ErrorKind, Result, err};
@@ -55,7 +57,7 @@ impl Lvstore {
         let uuid = shard.random_uuid();
         // Copies of an earlier store's super block may lie around: ours must count as newer.
         let generation = match how.force {
-            true => find_super_copy(&port, device.size()).await?.map_or(1, |(_, old)| old + 1),
+            true => find_super_copy(&port, device.size()).await?.map_or(1, |(_, old)| old + 2),
             false => 1,
         };
         let mut image = SuperBlock::new(&plan, BSTYPE_COPPICE);
@@ -76,8 +78,9 @@ impl Lvstore {
             store_uuid: *uuid.as_bytes(),
             extents: Vec::new(),
         }))?;
-        write_page0(&port, &image).await?;
-        port.flush().done("cannot flush the device").await?;
+        let middle = geo.md_clusters + geo.data_clusters() / 2;
+        let place = SystemArea::new(&[(middle, 2)], geo.cluster_size, uuid, 0);
+        replace_super(&port, &place, &image, generation - 1).await?;
         // Pages that an earlier store left here would be taken for blobs by a recovery.
         zero(&port, PAGE_SIZE as u64, geo.page_offset(geo.md_len) - PAGE_SIZE as u64).await?;
         let root = 0;
@@ -105,8 +108,7 @@ impl Lvstore {
             store_uuid: *uuid.as_bytes(),
             extents: Vec::new(),
         }))?;
-        write_page0(&port, &image).await?;
-        port.flush().done("cannot flush the device").await?;
+        replace_super(&port, &place, &image, generation - 1).await?;
         let loaded = super::load::load(&port, device, true).await?;
         Ok(super::info::info_of(&loaded.core, device, true))
     }
@@ -119,6 +121,14 @@ impl Lvstore {
             Err(_) => Ok(false),
         }
     }
+}
+
+/// The copy of the super block ▶ flush ▶ page 0 ▶ flush.
+async fn replace_super(port: &Port, place: &SystemArea, image: &SuperBlock, generation: u64) -> Result<()> {
+    place.write_super_copy(port, image, generation).await?;
+    port.flush().done("cannot flush the device").await?;
+    write_page0(port, image).await?;
+    port.flush().done("cannot flush the device").await
 }
 
 /// Writes all three masks in full. Not flushed.

@@ -68,7 +68,7 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
         cluster_size: Some(cluster_size),
         max_size: Some(size * 2),
         block_size: Some(4096),
-        force: true,
+        force: false,
     };
     // Creation is cut off now and then, and done again.
     loop {
@@ -80,13 +80,29 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
             let result = Lvstore::create(&shard, &on, &how).await;
             *slot.borrow_mut() = Some(result.map(|_| ()));
         });
-        let crash_at = rng.one_in(4).then(|| 1 + rng.below(8));
+        let crash_at = rng.one_in(3).then(|| 1 + rng.below(10));
         let seen = done.clone();
         let outcome = world.run(move || seen.borrow().is_some(), crash_at);
         image = world.power_cut();
         if outcome == Outcome::Done {
             done.borrow_mut().take().ok_or("no result")?.map_err(|e| format!("create: {e:?}"))?;
             break;
+        }
+        // Still blank, interrupted and to be done again, or made.
+        let mut world = World::new(image, rng.draw(), SHARDS);
+        let (shard, on) = (world.shards[0].clone(), device.clone());
+        let state = world.block_on(0, async move {
+            if Lvstore::creation_was_interrupted(&shard, &on).await.is_ok_and(|i| i) {
+                return Ok(false);
+            }
+            Lvstore::open(&shard, vec![shard.handle()], on, OpenStore { read_only: true }, 64 << 10).await.map(|_| true)
+        });
+        image = world.power_cut();
+        match state {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(_) if image[..4096].chunks(512).all(|sector| sector == [0xee; 512] || sector == [0xdd; 512]) => {}
+            Err(e) => return Err(format!("after an interrupted creation: {e:?}")),
         }
     }
     let model: SharedModel = Rc::default();
