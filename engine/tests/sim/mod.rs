@@ -24,6 +24,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub const SHARDS: usize = 2;
+/// Bytes to which the device may grow.
+pub const SIZE_MAX: u64 = 24 << 20;
 
 #[derive(Clone, Copy)]
 pub struct Plan {
@@ -59,15 +61,15 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
     let any_size = [4 << 10, 16 << 10, 16 << 10, 64 << 10][rng.below(4) as usize];
     let cluster_size = if plan.narrow { 64 << 10 } else { any_size };
     let size = (8 << 20) << rng.below(2);
-    // Every sector begins as a stranger's.
-    let mut image: Vec<u8> = (0..size).map(|n| if n / 512 % 2 == 0 { 0xee } else { 0xdd }).collect();
+    // Every sector begins as a stranger's. There is room for the device to grow.
+    let mut image: Vec<u8> = (0..SIZE_MAX).map(|n| if n / 512 % 2 == 0 { 0xee } else { 0xdd }).collect();
     let device = Device::simulated(0, size, 512);
     let how = CreateStore {
         file_size: None,
         name: "sim".into(),
         cluster_size: Some(cluster_size),
-        max_size: Some(size * 2),
-        block_size: Some(4096),
+        max_size: Some(SIZE_MAX),
+        block_size: Some(if rng.one_in(4) { 512 } else { 4096 }),
         force: false,
     };
     // Creation is cut off now and then, and done again.
@@ -118,7 +120,7 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
             Faults::default()
         };
         world.disk.borrow_mut().faults = faults;
-        let job = program::Job::new(&store, &model, &tags, rng.draw(), faults.any(), plan.narrow);
+        let job = program::Job::new(&store, &device, &model, &tags, rng.draw(), faults.any(), plan.narrow);
         job.start(&world);
         let written = world.disk.borrow().writes;
         // Early ones fall into the first mark, the replay's checkpoint and the resumed merges.

@@ -1,6 +1,7 @@
 //! What a round does: four tasks that read, write, discard and flush, and one that changes the tree.
 
-use super::{SHARDS, SharedModel, adds_up, compare, sound};
+use super::{SHARDS, SIZE_MAX, SharedModel, adds_up, compare, sound};
+use coppice_engine::device::Device;
 use coppice_engine::export::Volume as _;
 use coppice_engine::lvol::LvolIo;
 use coppice_engine::shard::Shard;
@@ -24,6 +25,7 @@ const STEP: u64 = 64 << 10;
 #[derive(Clone)]
 pub struct Job {
     store: Arc<Lvstore>,
+    device: Device,
     model: SharedModel,
     tags: Rc<Cell<u64>>,
     seed: u64,
@@ -46,6 +48,7 @@ enum Stop {
 impl Job {
     pub fn new(
         store: &Arc<Lvstore>,
+        device: &Device,
         model: &SharedModel,
         tags: &Rc<Cell<u64>>,
         seed: u64,
@@ -54,6 +57,7 @@ impl Job {
     ) -> Job {
         Job {
             store: store.clone(),
+            device: device.clone(),
             model: model.clone(),
             tags: tags.clone(),
             seed,
@@ -258,7 +262,7 @@ impl Job {
         let mut rng = Rng::new(self.seed);
         for _ in 0..CHANGES {
             shard.sleep(Duration::from_micros(rng.below(20))).await;
-            let choice = match rng.below(16) {
+            let choice = match rng.below(18) {
                 n if !self.narrow => n,
                 0 => 0,
                 1..11 => 3,
@@ -273,6 +277,11 @@ impl Job {
                 12 => self.revert(shard, &mut rng).await?,
                 13 => self.detach(shard, &mut rng).await?,
                 14 => self.rename(shard, &mut rng).await?,
+                15 => self.grow(shard, &mut rng).await?,
+                16 => match self.store.seal(shard).await {
+                    Ok(()) => {}
+                    Err(e) => self.allowed(e, &[ErrorKind::Busy])?,
+                },
                 _ => match sound(shard, &self.store).await {
                     Err(_) if self.faulty => return Err(Stop::Broken),
                     result => result.map_err(Stop::Wrong)?,
@@ -476,6 +485,16 @@ impl Job {
         match result {
             Ok(_) => Ok(()),
             Err(e) => self.allowed(e, &[ErrorKind::Busy, ErrorKind::NotFound]),
+        }
+    }
+
+    /// The device becomes larger, and the store with it.
+    async fn grow(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
+        let size = self.device.size() + (rng.below(16) << 17);
+        self.device.set_simulated_size(size.min(SIZE_MAX));
+        match self.store.grow(shard).await {
+            Ok(_) => Ok(()),
+            Err(e) => self.allowed(e, &[]),
         }
     }
 }
