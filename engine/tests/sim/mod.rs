@@ -5,7 +5,7 @@
 
 #![allow(dead_code)] // Each test file uses a part.
 
-mod program;
+pub mod program;
 
 use coppice_engine::device::Device;
 use coppice_engine::export::Volume as _;

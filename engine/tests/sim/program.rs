@@ -20,6 +20,7 @@ use uuid::Uuid;
 const WRITERS: usize = 4;
 const WRITES: usize = 60;
 const CHANGES: usize = 25;
+/// Sizes are multiples of this, or of a cluster where that is larger.
 const STEP: u64 = 64 << 10;
 
 #[derive(Clone)]
@@ -297,6 +298,10 @@ impl Job {
         (Uuid::from_u128(u128::from(rng.draw()) << 64 | u128::from(n)), format!("v{n}"))
     }
 
+    fn step(&self) -> u64 {
+        STEP.max(self.store.info().cluster_size.into())
+    }
+
     fn set_fate(&self, id: Uuid, fate: Fate) {
         if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
             volume.fate = fate;
@@ -305,7 +310,8 @@ impl Job {
 
     async fn create(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
         let (id, name) = self.fresh(rng);
-        let size = (1 + rng.below(20)) * STEP;
+        let step = self.step();
+        let size = (1 + rng.below((20 * STEP / step).max(2))) * step;
         let mut volume = Volume::new(&name, size);
         volume.fate = Fate::MayBeNew;
         self.model.borrow_mut().insert(id, volume);
@@ -394,7 +400,7 @@ impl Job {
             let mut model = self.model.borrow_mut();
             let Some(volume) = model.get(&snapshot) else { return Ok(()) };
             let mut clone = volume.as_clone(&name);
-            let size = clone.size() + if rng.one_in(3) { (1 + rng.below(4)) * STEP } else { 0 };
+            let size = clone.size() + if rng.one_in(3) { (1 + rng.below(4)) * self.step() } else { 0 };
             clone.resize(size);
             model.insert(id, clone);
             size
@@ -425,7 +431,11 @@ impl Job {
         let all = self.lvols(|v| !v.snapshot);
         let Some(id) = rng.pick(&all).copied() else { return Ok(()) };
         let now = self.model.borrow().get(&id).map_or(0, Volume::size);
-        let size = if rng.one_in(2) { now + (1 + rng.below(8)) * STEP } else { (now / 2).max(STEP) / STEP * STEP };
+        let step = self.step();
+        let size = match rng.below(2) {
+            0 => now + (1 + rng.below((8 * STEP / step).max(1))) * step,
+            _ => (now / 2).max(step) / step * step,
+        };
         self.set_fate(id, Fate::MayHaveSize(size));
         let result = self.store.resize(shard, id, size).await;
         if let Err(e) = result {
@@ -491,7 +501,7 @@ impl Job {
     /// The device becomes larger, and the store with it.
     async fn grow(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
         let size = self.device.size() + (rng.below(16) << 17);
-        self.device.set_simulated_size(size.min(SIZE_MAX));
+        self.device.set_simulated_size(size.min(SIZE_MAX).max(self.device.size()));
         match self.store.grow(shard).await {
             Ok(_) => Ok(()),
             Err(e) => self.allowed(e, &[]),
