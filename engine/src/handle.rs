@@ -131,6 +131,11 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     let exists = path.exists();
     let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
     let now = file.metadata().map_err(failed)?;
+    if !now.is_file() {
+        return Err(err!(Invalid, "{shown} is not a file: leave out --size"));
+    }
+    // Somebody's open store keeps its size, whatever is forced.
+    crate::device::lock_file(&file, path)?;
     if exists && !force && now.len() > 0 && (now.len() != size || blank_or_interrupted(path)?.is_some()) {
         return Err(err!(
             AlreadyExists,
@@ -138,7 +143,7 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
             now.len()
         ));
     }
-    if now.len() < size || (force && now.is_file()) {
+    if now.len() < size || force {
         file.set_len(size).map_err(failed)?;
     }
     Ok(!exists)
