@@ -66,6 +66,8 @@ pub struct Lvstore {
     exports: Mutex<std::collections::BTreeMap<uuid::Uuid, Vec<String>>>,
     /// Tasks of the store itself that a close waits for.
     running: Arc<Mutex<(usize, WaitList)>>,
+    /// One close at a time: the second must not write what the first has given up.
+    closes: AsyncMutex<()>,
 }
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
@@ -100,6 +102,7 @@ impl Lvstore {
             core: Mutex::new(loaded.core),
             exports: Mutex::default(),
             running: Arc::default(),
+            closes: AsyncMutex::new(()),
         });
         for handle in &store.shards {
             let (key, device) = (store.key, store.device.clone());
