@@ -142,6 +142,7 @@ impl Core {
         let Some(c) = snapshot.children.first().copied() else { return Ok(Next::Childless) };
         let child = self.record(c)?;
         if child.damaged.is_some()
+            || child.understood().is_err()
             || matches!(snapshot.meta.extents, Extents::Rle(_))
             || matches!(child.meta.extents, Extents::Rle(_))
         {

@@ -131,6 +131,21 @@ impl Record {
         }
     }
 
+    /// Refuses changes of a lvol with flags that nobody here knows: what a change would have to respect is not known either.
+    pub fn understood(&self) -> Result<()> {
+        let flags = &self.meta.flags;
+        if flags.unknown_data_ro() == 0 && flags.unknown_md_ro() == 0 {
+            return Ok(());
+        }
+        Err(err!(
+            Unsupported,
+            "lvol {} has flags that this version does not know (data {:#x}, metadata {:#x}): it can be read and deleted only",
+            self.name(),
+            flags.data_ro,
+            flags.md_ro
+        ))
+    }
+
     /// What it does not own it reads from somebody else.
     pub fn inherits(&self) -> bool {
         self.parent.is_some() || self.external().is_some()
@@ -251,6 +266,9 @@ pub struct Core {
     /// (logical) clusters for which a new cluster is being filled.
     pub allocating: BTreeSet<(Lid, u64)>,
     pub alloc_wait: WaitList,
+    /// Extent pages that are being read for the map.
+    pub reading: BTreeSet<u32>,
+    pub read_wait: WaitList,
     pub space_wait: WaitList,
     pub gate_wait: WaitList,
     pub grace: super::grace::GraceState,
@@ -291,6 +309,7 @@ impl Core {
         let lid = self.lid_of(uuid)?;
         let r = self.record(lid)?;
         r.intact()?;
+        r.understood()?;
         if let Some(what) = r.busy {
             return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
         }
