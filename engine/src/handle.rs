@@ -103,7 +103,12 @@ impl Engine {
         let device = Device::open(path, mode)?;
         let home = self.home();
         let (shards, limit) = (self.0.shards.clone(), self.0.map_limit_bytes);
-        let lv = home.call(move |shard| async move { Lvstore::open(&shard, shards, device, how, limit).await }).await?;
+        let on = home.clone();
+        let opened = home.call(move |shard| async move {
+            let lv = Lvstore::open(&shard, shards, device, how, limit).await?;
+            Ok(Opened { lv: Some(lv), home: on })
+        });
+        let lv = opened.await?.lv.take().ok_or_else(|| err!(Cancelled, "the store is being closed"))?;
         Ok(Store {
             lv,
             home,
@@ -119,6 +124,26 @@ impl Engine {
         if let Some(threads) = threads {
             threads.stop();
         }
+    }
+}
+
+/// A store on its way to who asked for it. If nobody waits any more it is closed again: else it would stay locked.
+struct Opened {
+    lv: Option<Arc<Lvstore>>,
+    home: ShardHandle,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let Some(lv) = self.lv.take() else { return };
+        self.home.run(move |shard| {
+            let on = shard.clone();
+            shard.spawn(async move {
+                if let Err(e) = lv.close(&on).await {
+                    tracing::warn!(error = %e, "closing a store that nobody waits for");
+                }
+            });
+        });
     }
 }
 

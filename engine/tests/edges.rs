@@ -88,7 +88,7 @@ fn a_store_without_metadata_pages_can_be_emptied() -> Result<()> {
             Err(e) => bail!("{e:?}"),
         }
     }
-    let full = (0..60).map(|n| b.discard(clone, n * range, 4096)).find(|r| is_full(r));
+    let full = (0..60).map(|n| b.discard(clone, n * range, 4096)).find(is_full);
     ensure!(full.is_some(), "the discards found room: {:?}", b.info()?);
     b.compare_all()?;
     block_on(b.store.close())?;
@@ -187,6 +187,68 @@ fn a_file_in_use_keeps_its_size() -> Result<()> {
         ensure!(std::fs::metadata(&path)?.len() == 16 << 20, "its size changed");
     }
     Ok(block_on(b.store.close())?)
+}
+
+/// Flags that a newer version made: what they protect is not changed.
+#[test]
+fn lvols_with_unknown_flags_are_not_changed() -> Result<()> {
+    // Offsets in the root: `data_ro` and `md_ro`.
+    for at in [29, 37] {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("store.img");
+        let mut b = Bench::create(&path, store_of("lvs", 16 << 20, 64 << 10, K4))?;
+        let lvol = b.create_lvol("l", 10 << 16, false)?;
+        let parent = b.create_lvol("p", 10 << 16, false)?;
+        b.write(lvol, 0, Rng::new(6).bytes(1 << 16))?;
+        let snapshot = b.snapshot(&[(parent, "s")])?[0];
+        ensure!(b.close_and_judge()?);
+        let reader = Reader::open(&path)?;
+        let mut image = std::fs::read(&path)?;
+        for name in ["l", "s"] {
+            let blob = reader.blob(reader.lvol(name)?.blob_id).context("no blob")?;
+            edit(&mut image, reader.page_offset(blob.chain[0]), |p| p[at] |= 0x40);
+        }
+        std::fs::write(&path, &image)?;
+        b.store = block_on(b.engine.open_store(&path, OpenStore::default()))?;
+        let s = &b.store;
+        for (what, result) in [
+            ("snapshot", block_on(s.snapshot(vec![workbench::snapshot_of(lvol, "n")])).map(|_| ())),
+            ("resize", block_on(s.resize(lvol, 20 << 16)).map(|_| ())),
+            ("rename", block_on(s.rename(lvol, "n")).map(|_| ())),
+            ("attributes", block_on(s.set_attributes(lvol, vec![("k".into(), Some("v".into()))])).map(|_| ())),
+            ("clone", block_on(s.clone_snapshot(workbench::clone_of(snapshot, "n"))).map(|_| ())),
+            ("merge", block_on(s.delete(snapshot, true))),
+        ] {
+            let Err(e) = result else { bail!("{what} was done") };
+            ensure!(e.kind() == ErrorKind::Unsupported && e.message().contains("flags"), "{what}: {e:?}");
+        }
+        b.compare(lvol)?;
+        block_on(b.store.delete(lvol, false))?;
+        block_on(b.store.close())?;
+    }
+    Ok(())
+}
+
+/// Who opens a store and does not wait for it leaves it closed.
+#[test]
+fn a_store_that_nobody_waits_for_is_closed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.img");
+    let mut b = Bench::create(&path, store_of("lvs", 16 << 20, K4, K4))?;
+    block_on(b.store.close())?;
+    let asked = futures_util::FutureExt::now_or_never(b.engine.open_store(&path, OpenStore::default()));
+    ensure!(asked.is_none(), "it takes longer than that");
+    for _ in 0..200 {
+        match block_on(b.engine.open_store(&path, OpenStore::default())) {
+            Ok(store) => {
+                b.store = store;
+                return Ok(block_on(b.store.close())?);
+            }
+            Err(e) => ensure!(e.kind() == ErrorKind::Locked, "{e:?}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
+    bail!("it stays locked")
 }
 
 /// As SPDK leaves a store that was killed while it deleted snapshot `s`: marked, and the clone `c` lists a cluster of the
@@ -383,6 +445,85 @@ mod simulated {
             });
         }
         ensure!(failed > 100, "only {failed} runs failed");
+        Ok(())
+    }
+
+    /// After a failed flush a FUA write is not acknowledged either, wherever it goes.
+    #[test]
+    fn nothing_is_durable_after_a_failed_flush() -> Result<()> {
+        let image = small_store()?;
+        let mut world = World::new(image.clone(), 1, 2);
+        let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+        let disk = world.disk.clone();
+        world.block_on(0, async move {
+            let store = open(&shard, &on, shards).await;
+            let how = CreateLvol { name: "l".into(), size: 1 << 20, ..Default::default() };
+            let lvol = store.create_lvol(&shard, how).await.expect("lvol").uuid;
+            let io = LvolIo::open(&shard, &store, lvol).expect("opened");
+            let buf = shard.buf(PAGE).slice(0, PAGE);
+            buf.fill_zero();
+            io.write(0, buf.clone(), true).await.expect("written");
+            disk.borrow_mut().faults = Faults { flushes: 1, writes: 0, reads: 0 };
+            io.flush().await.expect_err("the flush fails");
+            disk.borrow_mut().faults = Faults::default();
+            let fua = io.write(0, buf.clone(), true).await.expect_err("not durable");
+            assert_eq!(fua.kind(), ErrorKind::Failed);
+            io.read(0, buf).await.expect("reads go on");
+        });
+        Ok(())
+    }
+
+    /// Two readers of one extent page: the second waits for the first. A read that takes its time could else bring an older
+    /// page than the one that was read, changed and written meanwhile.
+    #[test]
+    fn an_extent_page_has_one_reader() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut b = Bench::create(&folder.path().join("store.img"), store_of("lvs", 8 << 20, K4, K4))?;
+        let lvol = b.create_lvol("l", 1 << 20, false)?;
+        b.write(lvol, 0, vec![1; 4096])?;
+        block_on(b.store.close())?;
+        let image = std::fs::read(&b.path)?;
+        for seed in 0..50 {
+            let mut world = World::new(image.clone(), seed, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let store = world.block_on(0, async move { open(&shard, &on, shards).await });
+            let left = Rc::new(RefCell::new(2));
+            for shard in &world.shards {
+                let (on, store, left) = (shard.clone(), store.clone(), left.clone());
+                shard.spawn(async move {
+                    let io = LvolIo::open(&on, &store, lvol).expect("opened");
+                    let buf = on.buf(PAGE).slice(0, PAGE);
+                    // A hole: only the map is read.
+                    io.read(8192, buf).await.expect("read");
+                    *left.borrow_mut() -= 1;
+                });
+            }
+            let (disk, most) = (world.disk.clone(), Rc::new(RefCell::new(0)));
+            let seen = most.clone();
+            world.run(
+                move || {
+                    let mut most = seen.borrow_mut();
+                    *most = disk.borrow().in_flight().max(*most);
+                    *left.borrow() == 0
+                },
+                None,
+            );
+            ensure!(*most.borrow() == 1, "seed {seed}: {} reads at once", most.borrow());
+        }
+        Ok(())
+    }
+
+    /// Metadata is read and written in pages of 4 KiB: said before the device refuses to.
+    #[test]
+    fn a_device_with_larger_blocks_is_refused() -> Result<()> {
+        let image = vec![0; 8 << 20];
+        let mut world = World::new(image.clone(), 1, 1);
+        let (shard, handles) = (world.shards[0].clone(), vec![world.shards[0].handle()]);
+        let device = Device::simulated(0, image.len() as u64, 16384);
+        let refused = world.block_on(0, async move {
+            Lvstore::open(&shard, handles, device, OpenStore::default(), 1 << 20).await.err()
+        });
+        ensure!(refused.is_some_and(|e| e.kind() == ErrorKind::Unsupported && e.message().contains("16384")));
         Ok(())
     }
 

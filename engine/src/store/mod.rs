@@ -135,6 +135,11 @@ impl Lvstore {
         });
     }
 
+    /// A flush or journal write failed.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
     pub fn key(&self) -> u64 {
         self.key
     }
