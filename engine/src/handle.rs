@@ -103,7 +103,12 @@ impl Engine {
         let device = Device::open(path, mode)?;
         let home = self.home();
         let (shards, limit) = (self.0.shards.clone(), self.0.map_limit_bytes);
-        let lv = home.call(move |shard| async move { Lvstore::open(&shard, shards, device, how, limit).await }).await?;
+        let on = home.clone();
+        let opened = home.call(move |shard| async move {
+            let lv = Lvstore::open(&shard, shards, device, how, limit).await?;
+            Ok(Opened { lv: Some(lv), home: on })
+        });
+        let lv = opened.await?.lv.take().ok_or_else(|| err!(Cancelled, "the store is being closed"))?;
         Ok(Store {
             lv,
             home,
@@ -122,6 +127,26 @@ impl Engine {
     }
 }
 
+/// A store on its way to who asked for it. If nobody waits any more it is closed again: else it would stay locked.
+struct Opened {
+    lv: Option<Arc<Lvstore>>,
+    home: ShardHandle,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let Some(lv) = self.lv.take() else { return };
+        self.home.run(move |shard| {
+            let on = shard.clone();
+            shard.spawn(async move {
+                if let Err(e) = lv.close(&on).await {
+                    tracing::warn!(error = %e, "closing a store that nobody waits for");
+                }
+            });
+        });
+    }
+}
+
 /// Makes a sparse file of `size` bytes; true if it was not there before.
 fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     let shown = path.display();
@@ -131,6 +156,11 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     let exists = path.exists();
     let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
     let now = file.metadata().map_err(failed)?;
+    if !now.is_file() {
+        return Err(err!(Invalid, "{shown} is not a file: leave out --size"));
+    }
+    // Somebody's open store keeps its size, whatever is forced.
+    crate::device::lock_file(&file, path)?;
     // One of this size may be what an interrupted creation left: `format` looks at what is in it.
     if exists && !force && now.len() > 0 && now.len() != size {
         return Err(err!(
@@ -139,7 +169,7 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
             now.len()
         ));
     }
-    if now.len() < size || (force && now.is_file()) {
+    if now.len() < size || force {
         file.set_len(size).map_err(failed)?;
     }
     Ok(!exists)

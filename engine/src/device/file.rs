@@ -46,12 +46,7 @@ impl Device {
             }
             e => Error::from_errno(e.raw_os_error(), format_args!("cannot open {shown}")),
         })?;
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-            rustix::io::Errno::WOULDBLOCK => {
-                err!(Locked, "{shown} is open in another process; use its admin socket, or stop it first")
-            }
-            e => Error::from_errno(e.raw_os_error(), format_args!("cannot lock {shown}")),
-        })?;
+        lock_file(&fd, path)?;
         let block_size = if is_block { block::logical_block_size(&fd)? } else { direct_alignment(&fd) };
         let size = size_of(&fd)?;
         Ok(Device(Arc::new(Inner {
@@ -62,6 +57,17 @@ impl Device {
             source: Source::File(Arc::new(fd)),
         })))
     }
+}
+
+/// Locks a file or device until its last descriptor is closed. `Locked` if somebody else has it.
+pub(crate) fn lock_file(fd: impl AsFd, path: &Path) -> Result<()> {
+    let shown = path.display();
+    rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        rustix::io::Errno::WOULDBLOCK => {
+            err!(Locked, "{shown} is open in another process; use its admin socket, or stop it first")
+        }
+        e => Error::from_errno(e.raw_os_error(), format_args!("cannot lock {shown}")),
+    })
 }
 
 /// Smallest direct I/O that a file takes, bytes. Buffered files take any; 512 is the smallest block of a store.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) use file::recognise;
 pub use file::{OpenMode, blank_problem};
+pub(crate) use file::{lock_file, recognise};
 
 /// An opened device. Cheap to clone; closed, and its lock released, with the last clone.
 #[derive(Clone)]

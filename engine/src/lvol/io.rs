@@ -217,7 +217,9 @@ impl LvolIo {
                 }
             }
         }
-        if fua && h.lvol.dirty_batch.load(Ordering::Acquire) > h.store.durable_batch() {
+        // After a failed flush nothing is acknowledged as durable (P4).
+        let unsure = |h: &Handle| h.lvol.dirty_batch.load(Ordering::Acquire) > h.store.durable_batch();
+        if fua && (h.store.has_failed() || unsure(h)) {
             Box::pin(h.store.flush_lvol(&h.local, &h.lvol)).await?;
         }
         Ok(())

@@ -82,7 +82,11 @@ impl Lvstore {
         }
         let (store, on) = (self.clone(), shard.clone());
         shard.spawn(async move {
-            if let Err(e) = store.merge(&on, lid).await {
+            let merged = match store.activate(&on).await {
+                Ok(()) => store.merge(&on, lid).await,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = merged {
                 tracing::warn!(error = %e, "a deleted snapshot stays until the store is reopened");
             }
             let mut core = lock(&store.core);
@@ -95,8 +99,8 @@ impl Lvstore {
         });
     }
 
-    async fn merge(self: &Arc<Self>, shard: &Shard, mut lid: Lid) -> Result<()> {
-        self.activate(shard).await?;
+    /// Merges a hidden snapshot into its only child, and ancestors that only waited for that.
+    pub(crate) async fn merge(&self, shard: &Shard, mut lid: Lid) -> Result<()> {
         loop {
             let mut at = MergeAt::default();
             let parent = loop {
@@ -138,6 +142,7 @@ impl Core {
         let Some(c) = snapshot.children.first().copied() else { return Ok(Next::Childless) };
         let child = self.record(c)?;
         if child.damaged.is_some()
+            || child.understood().is_err()
             || matches!(snapshot.meta.extents, Extents::Rle(_))
             || matches!(child.meta.extents, Extents::Rle(_))
         {

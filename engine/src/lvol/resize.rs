@@ -144,6 +144,13 @@ impl Core {
         if self.extents_behind(lid, new)?.iter().any(|ep| !map.has_leaf(*ep as usize)) {
             return Ok(false);
         }
+        // The number of clusters stands in every page of the table.
+        let mut meta = r.meta.clone();
+        if let Extents::Table { num_clusters, pages } = &mut meta.extents {
+            *num_clusters = new;
+            pages.truncate(new.div_ceil(LEAF_CLUSTERS) as usize);
+        }
+        self.check_pages(self.pages_for_chain(r, &meta, true)?)?;
         let edge = (new / LEAF_CLUSTERS) as usize;
         let mut freed = Vec::new();
         let mut marks = 0;

@@ -141,7 +141,7 @@ impl Core {
             self.check_tables(r.clusters())?;
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
             pages += layout::layout(&origin)?.pages;
-            pages += layout::layout(&snapshot)?.pages.saturating_sub(r.chain.len());
+            pages += self.pages_for_chain(r, &snapshot, false)?;
             if r.thick {
                 reserve += r.own;
                 pages += r.eps().iter().filter(|p| **p != 0).count();
@@ -161,7 +161,7 @@ impl Core {
             self.check_new_name(&h.name)?;
             let r = self.record(self.lid_of(h.lvol)?)?;
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
-            pages += layout::layout(&origin)?.pages + layout::layout(&snapshot)?.pages.saturating_sub(r.chain.len());
+            pages += layout::layout(&origin)?.pages + self.pages_for_chain(r, &snapshot, false)?;
             if r.thick {
                 reserve += r.own;
                 pages += r.eps().iter().filter(|p| **p != 0).count();

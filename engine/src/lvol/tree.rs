@@ -341,7 +341,9 @@ impl Lvstore {
             let mut core = lock(&self.core);
             core.may_change()?;
             let lid = core.lid_of(uuid)?;
-            core.record(lid)?.intact()?;
+            let r = core.record(lid)?;
+            r.intact()?;
+            r.understood()?;
             core.update_meta(lid, |meta| {
                 set.iter().try_for_each(|(name, value)| set_attribute(meta, name, value.as_deref()))
             })?;
@@ -373,6 +375,7 @@ impl Lvstore {
             if children > 0 {
                 // It would be written anew from what could be read of it.
                 r.intact()?;
+                r.understood()?;
             }
             if children > 1 && !deferred {
                 let names: Vec<String> =

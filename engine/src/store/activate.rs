@@ -16,7 +16,7 @@ use crate::error::{Error, Result, err};
 use crate::format::page::blob_id;
 use crate::format::{
     BSTYPE_COPPICE, BlobMeta, EXTENTS_MAX, Extents, Flags, PAGE_SIZE, Private, PrivateExtent, PrivateState, SuperBlock,
-    encode_page, extent_page, layout,
+    encode_page, extent_page, layout, xattr,
 };
 use crate::shard::sync::{WaitList, lock, wait_until};
 use crate::shard::{Port, Shard, all};
@@ -99,7 +99,6 @@ impl Lvstore {
         })
         .await?;
         let Some(start) = start else { return Ok(()) };
-        let roll_forward = !start.roll_forward.is_empty();
         let result = self.activate_once(shard, *start).await;
         let mut guard = lock(&self.activating);
         guard.0 = match &result {
@@ -111,9 +110,6 @@ impl Lvstore {
         };
         guard.1.wake_all();
         drop(guard);
-        if roll_forward && result.is_ok() {
-            self.resume_deletes(shard);
-        }
         if let Err(e) = &result
             && !matches!(e.kind(), crate::ErrorKind::NoSpace | crate::ErrorKind::NoMetadataSpace)
         {
@@ -122,7 +118,7 @@ impl Lvstore {
         result
     }
 
-    async fn activate_once(&self, shard: &Shard, start: Start) -> Result<()> {
+    async fn activate_once(self: &Arc<Self>, shard: &Shard, start: Start) -> Result<()> {
         let local = self.local(shard)?;
         let port = &local.port;
         // Stale roots are free pages: zeroing them changes nothing for anyone.
@@ -155,8 +151,12 @@ impl Lvstore {
         *journal = Some(area);
         drop(journal);
         self.fix_ups(shard, &start).await?;
-        let batch = lock(&self.core).open_batch;
-        self.durable(batch).await
+        self.commit().await?;
+        // Until such a merge has ended two lvols list the same clusters: nobody may free one of them before that.
+        for snapshot in &start.roll_forward {
+            self.merge(shard, *snapshot).await?;
+        }
+        Ok(())
     }
 
     /// Marks a plain store as ours.
@@ -236,14 +236,19 @@ impl Lvstore {
         }
         let mut core = lock(&self.core);
         for lid in &start.finish_snapshots {
-            let hide = start.roll_forward.contains(lid);
+            let clone = start.removing.get(lid).filter(|_| start.roll_forward.contains(lid));
+            let clone = clone.map(|c| core.blob_id_of(*c)).transpose()?;
             core.update_meta(*lid, |meta| {
-                if hide {
+                if let Some(clone) = clone {
                     meta.set_xattr(false, ATTR_HIDDEN.as_bytes(), b"1");
+                    // Says, also after a crash, why both list the same clusters.
+                    meta.set_xattr(true, xattr::SNAPRM, &clone.to_le_bytes());
                 }
                 Ok(())
             })?;
-            if hide && let Some(r) = core.records.get_mut(lid) {
+            if clone.is_some()
+                && let Some(r) = core.records.get_mut(lid)
+            {
                 r.hidden = true;
             }
         }
@@ -255,15 +260,21 @@ impl Lvstore {
 }
 
 impl Core {
-    /// The private blob that owns the clusters of the system area, so that whoever counts clusters counts them.
+    /// The private blob that owns the clusters of the system area, so that whoever counts clusters counts them. We do so
+    /// from the super block: a store in which no page is left does without it, and so can still be emptied.
     fn add_system_blob(&mut self) -> Result<()> {
         let clusters: Vec<u32> = self.system_extents().iter().flat_map(|(s, n)| *s..*s + *n).collect();
-        let root = self.claim_root()?;
-        let mut meta = BlobMeta::new(blob_id(root), clusters.len() as u64, false);
+        let mut meta = BlobMeta::new(blob_id(0), clusters.len() as u64, false);
+        if (self.pages.free() as usize) < layout::layout(&meta)?.pages + clusters.len().div_ceil(512) {
+            return Ok(());
+        }
+        let root = self.claim_system_page()?;
+        self.batch.no_longer_fresh(root);
+        meta.id = blob_id(root);
         meta.flags.set_invalid(Flags::PRIVATE_SYSTEM, true);
         let mut eps = Vec::new();
         for (n, entries) in clusters.chunks(512).enumerate() {
-            let page = self.claim_page()?;
+            let page = self.claim_system_page()?;
             self.batch.extra.insert(page, Box::new(extent_page::encode(meta.id, n as u32, entries)?));
             eps.push(page);
         }
@@ -271,7 +282,7 @@ impl Core {
         let plan = layout::layout(&meta)?;
         let mut chain = vec![root];
         for _ in 1..plan.pages {
-            chain.push(self.claim_page()?);
+            chain.push(self.claim_system_page()?);
         }
         for n in 0..chain.len() {
             self.batch.extra.insert(chain[n], Box::new(encode_page(&meta, &plan, &chain, n)?));

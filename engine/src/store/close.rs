@@ -23,13 +23,15 @@ use std::task::Poll;
 const SEAL_BY_ITSELF: u64 = 256 << 20;
 
 impl Lvstore {
-    /// Finishes whatever is private, so that a close leaves a plain SPDK store. I/O goes on meanwhile.
+    /// Finishes whatever is private, so that a close leaves a plain SPDK store. I/O goes on meanwhile. A damaged lvol keeps
+    /// its zero marks.
     pub async fn seal(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         self.activate(shard).await?;
         self.background_done().await;
         let marked: Vec<_> = {
             let core = lock(&self.core);
-            core.records.values().filter(|r| r.zero_marks > 0).map(|r| r.hot.clone()).collect()
+            let marked = core.records.values().filter(|r| r.zero_marks > 0 && r.damaged.is_none());
+            marked.map(|r| r.hot.clone()).collect()
         };
         for lvol in marked {
             self.fill_zero_marks(shard, &lvol).await?;
@@ -39,6 +41,7 @@ impl Lvstore {
 
     /// Closes the store. `Busy` while a lvol is open.
     pub async fn close(self: &Arc<Self>, shard: &Shard) -> Result<()> {
+        let _one = self.closes.acquire().await;
         {
             let core = lock(&self.core);
             if core.closing {
@@ -48,18 +51,24 @@ impl Lvstore {
                 return Err(err!(Busy, "lvol {}/{} is in use; stop its exports first", core.name, r.name()));
             }
         }
-        let result = self.leave(shard).await;
-        if let Err(e) = &result
-            && e.kind() == crate::ErrorKind::Io
-        {
-            self.fail(&e.to_string());
-        }
+        let result = match self.get_ready(shard).await {
+            Ok(true) => self.leave(shard).await.inspect_err(|e| {
+                // Whatever it was, what lies on the device is not known for sure.
+                self.fail(&e.to_string());
+            }),
+            Ok(false) => Ok(()),
+            Err(e) => Err(e),
+        };
         {
             let mut core = lock(&self.core);
-            if core.failed.is_none() && result.is_err() && !core.closing {
+            let in_use = core.records.values().find(|r| r.hot.is_open()).map(|r| r.name());
+            if in_use.is_some() || (result.is_err() && core.failed.is_none()) {
                 // Nothing was torn down: the caller may try again.
                 core.leaving = false;
-                return result;
+                return match in_use {
+                    Some(name) => Err(err!(Busy, "lvol {}/{name} is in use; stop its exports first", core.name)),
+                    None => result,
+                };
             }
             core.leaving = true;
             core.closing = true;
@@ -87,25 +96,31 @@ impl Lvstore {
         result
     }
 
-    async fn leave(self: &Arc<Self>, shard: &Shard) -> Result<()> {
+    /// Everything that can be refused: afterwards nothing more is let in, and what was changed is durable. False: there is
+    /// nothing to write.
+    async fn get_ready(self: &Arc<Self>, shard: &Shard) -> Result<bool> {
         if !self.active.load(Ordering::Acquire) {
             // Nothing was written. A plain store stays as it is; one that a crash left is put in order.
             let ours = super::load::is_ours(&lock(&self.core).super_block);
             if self.read_only || !ours || lock(&self.core).may_change().is_err() {
-                return Ok(());
+                return Ok(false);
             }
-            self.activate(shard).await?;
+            if let Err(e) = self.activate(shard).await {
+                tracing::warn!(error = %e, "the store stays as it was found");
+                return Ok(false);
+            }
         }
         let small = {
             let core = lock(&self.core);
-            let marked = core.records.values().filter(|r| r.zero_marks > 0);
+            let marked = core.records.values().filter(|r| r.zero_marks > 0 && r.damaged.is_none());
             // Where nothing is inherited a mark is dropped, which takes no space.
             let marks: u64 = marked.clone().filter(|r| r.inherits()).map(|r| r.zero_marks).sum();
             let fit = marks * self.cluster_size() <= SEAL_BY_ITSELF && core.clusters.unreserved() > 2 * marks;
             marked.count() > 0 && (marks == 0 || fit)
         };
-        if small {
-            self.seal(shard).await?;
+        if small && let Err(e) = self.seal(shard).await {
+            // The store stays ours; everything else is put in order.
+            tracing::warn!(error = %e, "zero marks stay");
         }
         self.background_done().await;
         {
@@ -123,9 +138,13 @@ impl Lvstore {
                 return Err(err!(Failed, "lvstore {}: {why}", core.name));
             }
             if !core.has_pending() && core.reclaim.is_idle() {
-                break;
+                return Ok(true);
             }
         }
+    }
+
+    /// Writes everything home, and the store's plain form if nothing private has to stay.
+    async fn leave(self: &Arc<Self>, shard: &Shard) -> Result<()> {
         let local = self.local(shard)?;
         let port = &local.port;
         let mut journal = self.journal.acquire().await;

@@ -28,10 +28,11 @@ impl Lvstore {
     pub(super) async fn writer(self: Arc<Self>, shard: Shard) {
         loop {
             let go = wait_until(&self.core, |core, cx| {
-                if core.closing && !core.commit_wanted {
+                let may_commit = core.commit_wanted && core.failed.is_none();
+                if core.closing && !may_commit {
                     return Poll::Ready(false);
                 }
-                if core.commit_wanted && core.failed.is_none() {
+                if may_commit {
                     core.commit_wanted = false;
                     return Poll::Ready(true);
                 }
@@ -60,7 +61,9 @@ impl Lvstore {
         core.durable_wait.wake_all();
         core.space_wait.wake_all();
         core.alloc_wait.wake_all();
+        core.gate_wait.wake_all();
         core.reclaim.wait.wake_all();
+        core.reclaim.idle_wait.wake_all();
     }
 
     async fn commit_once(&self, shard: &Shard) -> Result<()> {
@@ -187,10 +190,11 @@ impl Lvstore {
                 return Poll::Ready(Err(err!(Busy, "lvstore {} was closed", core.name)));
             }
             if batch >= core.open_batch && !core.has_pending() {
-                // Nothing was changed under that number after all.
-                return Poll::Ready(Ok(()));
-            }
-            if batch >= core.open_batch && !core.commit_wanted {
+                if core.durable_batch + 1 >= core.open_batch {
+                    // Nothing was changed under that number after all.
+                    return Poll::Ready(Ok(()));
+                }
+            } else if batch >= core.open_batch && !core.commit_wanted {
                 core.request_commit();
             }
             core.durable_wait.register(cx);

@@ -34,6 +34,10 @@ pub const DELETED_PREFIX: &str = ".deleted-";
 /// Metadata pages that only deletes and discards may take, so that a full store can still be emptied.
 pub const PAGES_KEPT: u32 = 16;
 
+/// Pages of a chain, not counting its root, that one change writes through the journal. Where more change, the chain goes on
+/// in new pages: nothing refers to those yet, so they take no room in a record, however long the chain.
+const CHAIN_IN_JOURNAL: usize = 4;
+
 /// Entries that all extent tables of a store may have together: each costs memory, assigned or not, and one page on disk can
 /// stand for millions. Enough for lvols of four thousand times the store's size, and for a small store's first ones.
 pub fn tables_max(geo: &Geometry) -> u64 {
@@ -127,6 +131,21 @@ impl Record {
         }
     }
 
+    /// Refuses changes of a lvol with flags that nobody here knows: what a change would have to respect is not known either.
+    pub fn understood(&self) -> Result<()> {
+        let flags = &self.meta.flags;
+        if flags.unknown_data_ro() == 0 && flags.unknown_md_ro() == 0 {
+            return Ok(());
+        }
+        Err(err!(
+            Unsupported,
+            "lvol {} has flags that this version does not know (data {:#x}, metadata {:#x}): it can be read and deleted only",
+            self.name(),
+            flags.data_ro,
+            flags.md_ro
+        ))
+    }
+
     /// What it does not own it reads from somebody else.
     pub fn inherits(&self) -> bool {
         self.parent.is_some() || self.external().is_some()
@@ -146,14 +165,26 @@ impl Record {
         self.meta.name().map(|n| String::from_utf8_lossy(n).into_owned()).unwrap_or_default()
     }
 
-    /// Clusters that must stay free for it.
+    /// Clusters that must stay free for it. A damaged lvol takes none; what it may own is not known to be free.
     pub fn reservation(&self) -> u64 {
-        if self.thick { self.clusters().saturating_sub(self.own + self.claims) } else { 0 }
+        let takes = self.thick && self.damaged.is_none();
+        if takes { self.clusters().saturating_sub(self.own + self.claims) } else { 0 }
     }
 
     fn changed_pages(&self) -> usize {
         self.dirty_chain.len() + self.dirty_leaves.len()
     }
+}
+
+/// How a chain becomes what it has to be.
+struct ChainPlan {
+    layout: ChainLayout,
+    /// Pages that it gets.
+    added: usize,
+    /// So many pages, from the root on, are written.
+    dirty: usize,
+    /// Those of them that new pages replace.
+    moved: Vec<usize>,
 }
 
 /// A deleted lvol whose clusters are still to be collected from its extent pages.
@@ -178,6 +209,13 @@ pub struct Batch {
     freed_clusters: Vec<u32>,
     freed_pages: Vec<u32>,
     reclaims: Vec<Reclaim>,
+}
+
+impl Batch {
+    /// The page goes through the journal although it was claimed in this batch.
+    pub fn no_longer_fresh(&mut self, page: u32) {
+        self.fresh.remove(&page);
+    }
 }
 
 /// One batch as page images.
@@ -228,6 +266,9 @@ pub struct Core {
     /// (logical) clusters for which a new cluster is being filled.
     pub allocating: BTreeSet<(Lid, u64)>,
     pub alloc_wait: WaitList,
+    /// Extent pages that are being read for the map.
+    pub reading: BTreeSet<u32>,
+    pub read_wait: WaitList,
     pub space_wait: WaitList,
     pub gate_wait: WaitList,
     pub grace: super::grace::GraceState,
@@ -270,6 +311,7 @@ impl Core {
         let lid = self.lid_of(uuid)?;
         let r = self.record(lid)?;
         r.intact()?;
+        r.understood()?;
         if let Some(what) = r.busy {
             return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
         }
@@ -382,7 +424,7 @@ impl Core {
 
     /// Counts anew what thick lvols will need: after anything but the assignment of a single page.
     pub fn recount_reserved_pages(&mut self) {
-        let thick = self.records.values().filter(|r| r.thick);
+        let thick = self.records.values().filter(|r| r.thick && r.damaged.is_none());
         self.pages_reserved = thick.map(|r| r.eps().iter().filter(|p| **p == 0).count() as u32).sum();
     }
 
@@ -396,10 +438,15 @@ impl Core {
             || self.merges > 0
     }
 
+    /// A page of the system blob: any that is left.
+    pub fn claim_system_page(&mut self) -> Result<u32> {
+        self.claim_page_leaving(0)
+    }
+
     /// A page for a root. It makes its blob exist, so it never goes home before its record.
     pub fn claim_root(&mut self) -> Result<u32> {
         let page = self.claim_page()?;
-        self.batch.fresh.remove(&page);
+        self.batch.no_longer_fresh(page);
         Ok(page)
     }
 
@@ -417,17 +464,39 @@ impl Core {
         }
     }
 
+    /// What has to be done for a chain to describe `meta`. `whole`: every page changes, whatever it looks like now.
+    fn plan_chain(&self, r: &Record, meta: &BlobMeta, whole: bool) -> Result<ChainPlan> {
+        let layout = layout(meta)?;
+        let same = !whole
+            && r.layout.as_ref().is_some_and(|old| {
+                old.pages == layout.pages && old.xattr_pages == layout.xattr_pages && old.inline == layout.inline
+            });
+        let dirty = if same { layout.xattr_pages } else { layout.pages };
+        let in_place = |n: &usize| r.chain.get(*n).is_some_and(|page| !self.batch.fresh.contains(page));
+        let mut moved: Vec<usize> = (1..dirty).filter(in_place).collect();
+        if moved.len() <= CHAIN_IN_JOURNAL {
+            moved.clear();
+        }
+        Ok(ChainPlan { added: layout.pages.saturating_sub(r.chain.len()), layout, dirty, moved })
+    }
+
+    /// Metadata pages that `relayout` takes when the lvol's metadata has become `meta`.
+    pub fn pages_for_chain(&self, r: &Record, meta: &BlobMeta, whole: bool) -> Result<usize> {
+        let plan = self.plan_chain(r, meta, whole)?;
+        Ok(plan.added + plan.moved.len())
+    }
+
     /// Brings the chain's pages in line with the metadata: call after any change of xattrs or of the number of clusters.
     /// Takes and frees pages as needed and marks what changed.
     pub fn relayout(&mut self, lid: Lid) -> Result<()> {
         let r = self.record(lid)?;
-        let new = layout(&r.meta)?;
-        let same = r.layout.as_ref().is_some_and(|old| {
-            old.pages == new.pages && old.xattr_pages == new.xattr_pages && old.inline == new.inline
-        });
-        let (have, need, xattr_pages) = (r.chain.len(), new.pages, new.xattr_pages);
+        let plan = self.plan_chain(r, &r.meta, false)?;
+        let need = plan.layout.pages;
+        // On a store without pages a long chain has to do with the ones that it has.
+        let room = self.pages.free().saturating_sub(self.pages_kept()) as usize >= plan.added + plan.moved.len();
+        let moved = if room { plan.moved } else { Vec::new() };
         let mut extra = Vec::new();
-        for _ in have..need {
+        for _ in 0..plan.added + moved.len() {
             match self.claim_page() {
                 Ok(page) => extra.push(page),
                 Err(e) => {
@@ -437,12 +506,16 @@ impl Core {
             }
         }
         let r = self.record_mut(lid)?;
-        let surplus = r.chain.split_off(need.min(have));
+        let mut surplus = r.chain.split_off(need.min(r.chain.len()));
+        for (n, page) in moved.into_iter().zip(extra.split_off(plan.added)) {
+            if let Some(place) = r.chain.get_mut(n) {
+                surplus.push(std::mem::replace(place, page));
+            }
+        }
         r.chain.extend(extra);
-        r.layout = Some(new);
-        let dirty = if same { 0..xattr_pages } else { 0..need };
+        r.layout = Some(plan.layout);
         r.dirty_chain.retain(|n| *n < need);
-        r.dirty_chain.extend(dirty);
+        r.dirty_chain.extend(0..plan.dirty);
         surplus.into_iter().for_each(|p| self.free_page(p));
         self.touch(lid);
         Ok(())

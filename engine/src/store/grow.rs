@@ -13,35 +13,21 @@ impl Lvstore {
     pub async fn grow(self: &Arc<Self>, shard: &Shard) -> Result<StoreInfo> {
         let device_size = self.device.refresh_size()?;
         lock(&self.core).may_change()?;
-        let (mut image, now, limit) = {
-            let core = lock(&self.core);
-            (core.super_block.clone(), core.geo.clone(), core.geo.mask_capacity_clusters())
-        };
-        let size = device_size - device_size % u64::from(now.io_unit);
-        let total = size / u64::from(now.cluster_size);
-        if size < now.size {
-            return Err(err!(
-                Invalid,
-                "the device has {size} bytes, fewer than the store ({}); restore it first",
-                now.size
-            ));
-        }
-        if total <= u64::from(now.total_clusters) {
+        if self.growth(device_size)?.is_none() {
             return Ok(self.info());
-        }
-        if total > limit {
-            return Err(err!(
-                NoSpace,
-                "the store was laid out for {} bytes at most (--max-size of `lvstore create`) and the device has {size}",
-                limit * u64::from(now.cluster_size)
-            ));
         }
         self.activate(shard).await?;
         let local = self.local(shard)?;
         let mut journal = self.journal.acquire().await;
         let area = journal.as_mut().ok_or_else(|| err!(Failed, "the store is not active"))?;
-        // Activation changed the super block.
-        image.clone_from(&lock(&self.core).super_block);
+        // A close or another growth may have come first.
+        lock(&self.core).may_change()?;
+        let device_size = self.device.refresh_size()?;
+        let Some((size, total)) = self.growth(device_size)? else { return Ok(self.info()) };
+        let (mut image, now) = {
+            let core = lock(&self.core);
+            (core.super_block.clone(), core.geo.clone())
+        };
         image.size = size;
         image.used_cluster_mask_len = now.cluster_mask_pages(total as u32);
         let mut private = image.private()?.ok_or_else(|| err!(Corrupt, "no private area"))?;
@@ -50,7 +36,6 @@ impl Lvstore {
         image.set_private(Some(&private))?;
         let geo = Geometry::new(&image, device_size)?;
         let result = self.replace_super(&local, area, image, generation).await;
-        drop(journal);
         if let Err(e) = result {
             self.fail(&e.to_string());
             return Err(e);
@@ -62,5 +47,31 @@ impl Lvstore {
             core.space_wait.wake_all();
         }
         Ok(self.info())
+    }
+
+    /// The size that the store would have on a device of `device_size` bytes, in bytes and clusters, if that is more than now.
+    fn growth(&self, device_size: u64) -> Result<Option<(u64, u64)>> {
+        let core = lock(&self.core);
+        let (now, limit) = (&core.geo, core.geo.mask_capacity_clusters());
+        let size = device_size - device_size % u64::from(now.io_unit);
+        let total = size / u64::from(now.cluster_size);
+        if size < now.size {
+            return Err(err!(
+                Invalid,
+                "the device has {size} bytes, fewer than the store ({}); restore it first",
+                now.size
+            ));
+        }
+        if total <= u64::from(now.total_clusters) {
+            return Ok(None);
+        }
+        if total > limit {
+            return Err(err!(
+                NoSpace,
+                "the store was laid out for {} bytes at most (--max-size of `lvstore create`) and the device has {size}",
+                limit * u64::from(now.cluster_size)
+            ));
+        }
+        Ok(Some((size, total)))
     }
 }

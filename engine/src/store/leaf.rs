@@ -7,9 +7,10 @@ use crate::error::{Result, err};
 use crate::format::{Extents, PAGE_SIZE, extent_page};
 use crate::lvol::Lvol;
 use crate::shard::Shard;
-use crate::shard::sync::lock;
+use crate::shard::sync::{lock, wait_until};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 /// How often a store is looked after.
@@ -26,6 +27,29 @@ enum Step {
         lid: Lid,
         page: u32,
     },
+    /// Somebody reads this page now.
+    Wait(u32),
+}
+
+/// An extent page that is being read. One reader at a time: while it reads nobody else can make the leaf resident, so nobody
+/// can change it, and what a slow read brings is never older than what is on the device.
+struct Reading<'a> {
+    core: &'a Mutex<Core>,
+    page: Option<u32>,
+}
+
+impl Reading<'_> {
+    fn ends(mut self, core: &mut Core) {
+        self.page.take().into_iter().for_each(|page| core.no_longer_read(page));
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if let Some(page) = self.page.take() {
+            lock(self.core).no_longer_read(page);
+        }
+    }
 }
 
 impl Lvstore {
@@ -37,12 +61,24 @@ impl Lvstore {
             match step {
                 Step::Done => return Ok(()),
                 Step::Again => {}
+                Step::Wait(page) => {
+                    wait_until(&self.core, |core, cx| {
+                        if !core.reading.contains(&page) {
+                            return Poll::Ready(());
+                        }
+                        core.read_wait.register(cx);
+                        Poll::Pending
+                    })
+                    .await;
+                }
                 Step::Read { lid, page } => {
+                    let reading = Reading { core: &self.core, page: Some(page) };
                     let local = self.local(shard)?;
                     let buf = shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
                     let read = local.port.read(self.geo.page_offset(page), buf.clone());
                     let result = read.done("cannot read an extent page").await;
                     let mut core = lock(&self.core);
+                    reading.ends(&mut core);
                     let name = core.records.get(&lid).map(super::core::Record::name).unwrap_or_default();
                     // The page may have changed hands or content while it was read.
                     if !core.still_needs(lid, slot, page) {
@@ -111,7 +147,15 @@ impl Core {
             self.compose_leaf(at, slot, Some(&image[..]))?;
             return Ok(Step::Again);
         }
+        if !self.reading.insert(page) {
+            return Ok(Step::Wait(page));
+        }
         Ok(Step::Read { lid: at, page })
+    }
+
+    fn no_longer_read(&mut self, page: u32) {
+        self.reading.remove(&page);
+        self.read_wait.wake_all();
     }
 
     fn still_needs(&self, lid: Lid, slot: usize, page: u32) -> bool {

@@ -44,6 +44,14 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
     if device.size() < PAGE_SIZE as u64 {
         return Err(err!(NotAStore, "{}: {} bytes are no lvstore", device.path().display(), device.size()));
     }
+    if device.block_size() > PAGE_SIZE as u32 {
+        return Err(err!(
+            Unsupported,
+            "{}: the device has blocks of {} bytes; at most {PAGE_SIZE} are possible",
+            device.path().display(),
+            device.block_size()
+        ));
+    }
     let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
     let read = port.read(0, buf.clone()).done("cannot read the super block").await;
     let parsed = read.and_then(|()| buf.with(SuperBlock::parse).map_err(Into::into));
@@ -279,6 +287,8 @@ impl Loader<'_> {
             durable_wait: Default::default(),
             allocating: BTreeSet::new(),
             alloc_wait: Default::default(),
+            reading: BTreeSet::new(),
+            read_wait: Default::default(),
             space_wait: Default::default(),
             gate_wait: Default::default(),
             grace: Default::default(),

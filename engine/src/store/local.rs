@@ -15,7 +15,8 @@ use std::task::{Poll, Waker};
 pub struct StoreShard {
     pub shard: Shard,
     pub port: Port,
-    paused: Cell<bool>,
+    /// Snapshots that hold it paused.
+    pauses: Cell<u32>,
     resume_waiters: RefCell<Vec<Waker>>,
     epoch: Cell<usize>,
     in_flight: [Cell<u32>; 2],
@@ -38,7 +39,7 @@ impl StoreShard {
         Rc::new(StoreShard {
             shard,
             port,
-            paused: Cell::new(false),
+            pauses: Cell::new(0),
             resume_waiters: RefCell::default(),
             epoch: Cell::new(0),
             in_flight: [Cell::new(0), Cell::new(0)],
@@ -71,16 +72,16 @@ impl StoreShard {
 
     /// True while a snapshot swaps maps: nothing may be planned.
     pub fn is_paused(&self) -> bool {
-        self.paused.get()
+        self.pauses.get() > 0
     }
 
     /// Waits for the end of a pause. The caller plans in the same step in which this is ready.
     pub async fn unpaused(&self) {
-        if !self.paused.get() {
+        if !self.is_paused() {
             return;
         }
         poll_fn(|cx| {
-            if !self.paused.get() {
+            if !self.is_paused() {
                 return Poll::Ready(());
             }
             self.resume_waiters.borrow_mut().push(cx.waker().clone());
@@ -90,11 +91,14 @@ impl StoreShard {
     }
 
     pub fn pause(&self) {
-        self.paused.set(true);
+        self.pauses.set(self.pauses.get() + 1);
     }
 
     pub fn resume(&self) {
-        self.paused.set(false);
+        self.pauses.set(self.pauses.get().saturating_sub(1));
+        if self.is_paused() {
+            return;
+        }
         for waker in self.resume_waiters.take() {
             waker.wake();
         }

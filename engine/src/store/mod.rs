@@ -66,6 +66,8 @@ pub struct Lvstore {
     exports: Mutex<std::collections::BTreeMap<uuid::Uuid, Vec<String>>>,
     /// Tasks of the store itself that a close waits for.
     running: Arc<Mutex<(usize, WaitList)>>,
+    /// One close at a time: the second must not write what the first has given up.
+    closes: AsyncMutex<()>,
 }
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
@@ -100,6 +102,7 @@ impl Lvstore {
             core: Mutex::new(loaded.core),
             exports: Mutex::default(),
             running: Arc::default(),
+            closes: AsyncMutex::new(()),
         });
         for handle in &store.shards {
             let (key, device) = (store.key, store.device.clone());
@@ -130,6 +133,11 @@ impl Lvstore {
             state.0 -= 1;
             state.1.wake_all();
         });
+    }
+
+    /// A flush or journal write failed.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 
     pub fn key(&self) -> u64 {
