@@ -23,7 +23,7 @@ step() {
 step unit fast "unit and integration tests" \
     "cargo test --workspace --no-fail-fast"
 step simulator full "the real engine on a simulated disk: crashes, faults, deliberate bugs" \
-    "cargo test --profile simulate -p coppice-engine --features sim"
+    "cargo test --profile simulate -p coppice-engine --features sim --lib --test 'sim_*'"
 step fuzz full "every parser of bytes from outside, 5 s each" \
     "scripts/fuzz.sh 5"
 step build full "the release binary, which the next steps use" \

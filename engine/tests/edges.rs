@@ -154,6 +154,7 @@ fn a_store_with_a_damaged_clone_can_be_closed() -> Result<()> {
     b.write(origin, 0, Rng::new(4).bytes(5 << 16))?;
     b.snapshot(&[(origin, "snapshot")])?;
     let bystander = b.create_lvol("bystander", 10 << 16, false)?;
+    b.write(bystander, 0, vec![7; 4096])?;
     ensure!(b.close_and_judge()?);
     let at = extent_page(&Reader::open(&path)?, "snapshot")?;
     b.store = block_on(b.engine.open_store(&path, OpenStore::default()))?;
@@ -166,6 +167,7 @@ fn a_store_with_a_damaged_clone_can_be_closed() -> Result<()> {
     std::fs::write(&path, &image)?;
     b.store = block_on(b.engine.open_store(&path, OpenStore::default()))?;
     ensure!(block_on(b.store.lvol(origin))?.state == LvolState::Damaged);
+    // What has its place can be written.
     block_on(b.store.write(bystander, 0, vec![1; 4096]))?;
     block_on(b.store.close())?;
     let again = block_on(b.engine.open_store(&path, OpenStore { read_only: true }))?;
