@@ -448,6 +448,54 @@ mod simulated {
         Ok(())
     }
 
+    /// A power cut at each write while a long chain goes on in new pages.
+    #[test]
+    fn a_long_chain_survives_power_cuts() -> Result<()> {
+        let size = 20u64 << 30;
+        let folder = tempfile::tempdir()?;
+        let mut b = Bench::create(&folder.path().join("store.img"), store_of("lvs", 8 << 20, K4, K4))?;
+        let lvol = b.create_lvol("long", size, false)?;
+        b.write(lvol, 0, vec![7; 4096])?;
+        block_on(b.store.close())?;
+        let image = std::fs::read(&b.path)?;
+        for crash_at in 1..70 {
+            let mut world = World::new(image.clone(), crash_at, 2);
+            let (on, shards, done) = (device(&image), world.shards.clone(), Rc::new(RefCell::new(false)));
+            let (shard, slot) = (world.shards[0].clone(), done.clone());
+            world.shards[0].spawn(async move {
+                let store = open(&shard, &on, shards).await;
+                for step in [size + 4096, size + 8192, size / 2] {
+                    store.resize(&shard, lvol, step).await.expect("resized");
+                    let many = (0..8).map(|n| (format!("{step}-{n}"), Some("v".repeat(3000)))).collect();
+                    store.set_attributes(&shard, lvol, many).await.expect("set");
+                }
+                let how = vec![workbench::snapshot_of(lvol, "s")];
+                store.snapshot(&shard, how).await.expect("snapshot");
+                *slot.borrow_mut() = true;
+            });
+            world.run(move || *done.borrow(), Some(crash_at));
+            let left = world.power_cut();
+            let mut world = World::new(left, crash_at, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let found = world.block_on(0, async move {
+                let store = open(&shard, &on, shards).await;
+                let mut findings = store.check(&shard).await?;
+                findings.retain(|f| f.kind != "super-block");
+                let io = LvolIo::open(&shard, &store, lvol)?;
+                let buf = shard.buf(PAGE).slice(0, PAGE);
+                io.read(0, buf.clone()).await?;
+                drop(io);
+                let found = (findings, store.lvol(lvol)?.size, buf.to_vec());
+                store.close(&shard).await?;
+                Ok::<_, Error>(found)
+            });
+            let (findings, now, block) = found.with_context(|| format!("cut at write {crash_at}"))?;
+            ensure!(findings.is_empty(), "cut at write {crash_at}: {findings:#?}");
+            ensure!([size, size + 4096, size + 8192, size / 2].contains(&now) && block == vec![7; PAGE]);
+        }
+        Ok(())
+    }
+
     /// After a failed flush a FUA write is not acknowledged either, wherever it goes.
     #[test]
     fn nothing_is_durable_after_a_failed_flush() -> Result<()> {

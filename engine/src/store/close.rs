@@ -34,7 +34,11 @@ impl Lvstore {
             marked.map(|r| r.hot.clone()).collect()
         };
         for lvol in marked {
-            self.fill_zero_marks(shard, &lvol).await?;
+            match self.fill_zero_marks(shard, &lvol).await {
+                // Deleted meanwhile.
+                Err(e) if e.kind() == crate::ErrorKind::NotFound => {}
+                result => result?,
+            }
         }
         self.commit().await
     }
