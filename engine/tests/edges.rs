@@ -302,6 +302,7 @@ fn the_first_operation_on_a_half_merged_clone() -> Result<()> {
         let b = half_merged(&path)?;
         let c = b.model.named("c")?;
         let before = block_on(b.store.read(c, 0, 10 << 16))?;
+        ensure!(b.findings()?.is_empty(), "before anything is done: {:#?}", b.findings()?);
         if let Err(e) = first(&b.store, c) {
             // Decoupled already: its snapshot is gone.
             ensure!(what == "decouple" && e.kind() == ErrorKind::Invalid, "{what}: {e:?}");
