@@ -12,7 +12,7 @@ use super::core::Core;
 use super::create::write_masks;
 use super::info::seal_work;
 use crate::error::{Result, err};
-use crate::format::{BSTYPE_LVOLSTORE, Bits, PAGE_SIZE, Private, PrivateState};
+use crate::format::{BSTYPE_LVOLSTORE, Bits, Private, PrivateState};
 use crate::shard::Shard;
 use crate::shard::sync::{lock, wait_until};
 use std::sync::Arc;
@@ -169,8 +169,7 @@ impl Lvstore {
         if !plain {
             return Ok(());
         }
-        let zero = [0u8; PAGE_SIZE];
-        self.write_pages(port, system_root.iter().map(|n| (*n, &zero[..]))).await?;
+        self.erase_roots(&local, system_root.into_iter()).await?;
         let geo = lock(&self.core).geo.clone();
         let (pages, clusters, ids) = masks;
         write_masks(port, &geo, &pages, &clusters, &ids).await?;
