@@ -71,7 +71,8 @@ impl Engine {
             None => false,
         };
         let result = self.format(path, how).await;
-        if result.is_err() && made {
+        // Not if somebody else has taken it meanwhile.
+        if made && result.as_ref().is_err_and(|e| e.kind() != ErrorKind::Locked) {
             let _ = std::fs::remove_file(path);
         }
         result
@@ -153,8 +154,12 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     let failed = |e: std::io::Error| {
         Error::from_errno(e.raw_os_error().unwrap_or(libc::EIO), format_args!("cannot make {shown}"))
     };
-    let exists = path.exists();
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    let open = |new| std::fs::OpenOptions::new().write(true).create_new(new).open(path);
+    // Of two that make it at once one has made it: that one may take it away again.
+    let (file, exists) = match open(true) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => (open(false).map_err(failed)?, true),
+        made => (made.map_err(failed)?, false),
+    };
     let now = file.metadata().map_err(failed)?;
     if !now.is_file() {
         return Err(err!(Invalid, "{shown} is not a file: leave out --size"));

@@ -253,6 +253,23 @@ fn a_store_that_nobody_waits_for_is_closed() -> Result<()> {
     bail!("it stays locked")
 }
 
+/// Adds one of SPDK's marks to a lvol that has no internal xattr yet: it is being made from, or merged into, another.
+fn mark(image: &mut [u8], reader: &Reader, lvol: &str, mark: &str, other: &str) -> Result<()> {
+    let blob = reader.blob(reader.lvol(lvol)?.blob_id).context("no blob")?;
+    let id = reader.lvol(other)?.blob_id;
+    edit(image, reader.page_offset(blob.chain[0]), |p| {
+        let mut end = 16;
+        while p[end] != 0 {
+            end += 5 + u32::from_le_bytes([p[end + 1], p[end + 2], p[end + 3], p[end + 4]]) as usize;
+        }
+        let lengths = [4 + mark.len() as u32 + 8, mark.len() as u32 | 8 << 16].map(u32::to_le_bytes);
+        let body = [b"\x04", lengths.as_flattened(), mark.as_bytes(), &id.to_le_bytes()].concat();
+        p[end..end + body.len()].copy_from_slice(&body);
+        p[21] |= 2;
+    });
+    Ok(())
+}
+
 /// As SPDK leaves a store that was killed while it deleted snapshot `s`: marked, and the clone `c` lists a cluster of the
 /// snapshot already.
 fn half_merged(path: &Path) -> Result<Bench> {
@@ -269,18 +286,7 @@ fn half_merged(path: &Path) -> Result<Bench> {
     let (from, to) = (extent_page(&reader, "s")? as usize, extent_page(&reader, "c")?);
     let shared = image[from + 25 + 4..from + 25 + 12].to_vec();
     edit(&mut image, to, |p| p[25 + 4..25 + 12].copy_from_slice(&shared));
-    let blob = reader.blob(reader.lvol("s")?.blob_id).context("no blob")?;
-    let root = reader.page_offset(blob.chain[0]);
-    let id = reader.lvol("c")?.blob_id;
-    edit(&mut image, root, |p| {
-        let mut end = 16;
-        while p[end] != 0 {
-            end += 5 + u32::from_le_bytes([p[end + 1], p[end + 2], p[end + 3], p[end + 4]]) as usize;
-        }
-        let body = [&b"\x04\x12\0\0\0\x06\0\x08\0SNAPRM"[..], &id.to_le_bytes()].concat();
-        p[end..end + body.len()].copy_from_slice(&body);
-        p[21] |= 2;
-    });
+    mark(&mut image, &reader, "s", "SNAPRM", "c")?;
     std::fs::write(path, &image)?;
     b.store = block_on(b.engine.open_store(path, OpenStore::default()))?;
     Ok(b)
@@ -304,6 +310,7 @@ fn the_first_operation_on_a_half_merged_clone() -> Result<()> {
         let b = half_merged(&path)?;
         let c = b.model.named("c")?;
         let before = block_on(b.store.read(c, 0, 10 << 16))?;
+        ensure!(b.findings()?.is_empty(), "before anything is done: {:#?}", b.findings()?);
         if let Err(e) = first(&b.store, c) {
             // Decoupled already: its snapshot is gone.
             ensure!(what == "decouple" && e.kind() == ErrorKind::Invalid, "{what}: {e:?}");
@@ -398,6 +405,38 @@ mod simulated {
         Ok(())
     }
 
+    /// A snapshot that SPDK was killed while making it is dropped with our first write; a power cut in that write leaves it
+    /// or drops it, and never a damaged lvol.
+    #[test]
+    fn a_dropped_snapshot_survives_power_cuts() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("store.img");
+        let mut b = Bench::create(&path, store_of("lvs", 8 << 20, K4, K4))?;
+        let c = b.create_lvol("c", 1 << 20, false)?;
+        b.create_lvol("s", 1 << 20, false)?;
+        ensure!(b.close_and_judge()?);
+        let reader = Reader::open(&path)?;
+        let mut image = std::fs::read(&path)?;
+        mark(&mut image, &reader, "s", "SNAPTMP", "c")?;
+        edit(&mut image, 0, |p| put(p, 16, 0));
+        for seed in 0..200 {
+            let mut world = World::new(image.clone(), seed, 2);
+            let (on, shards) = (device(&image), world.shards.clone());
+            let shard = world.shards[0].clone();
+            world.shards[0].spawn(async move {
+                let store = open(&shard, &on, shards).await;
+                store.activate(&shard).await.expect("activated");
+            });
+            world.run(|| false, Some(1 + seed % 6));
+            let mut world = World::new(world.power_cut(), seed, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let lvols = world.block_on(0, async move { open(&shard, &on, shards).await.lvols() });
+            ensure!(lvols.iter().all(|l| l.state == LvolState::Ok), "seed {seed}: {lvols:#?}");
+            ensure!(lvols.len() == 1 && lvols[0].uuid == c, "seed {seed}: {lvols:#?}");
+        }
+        Ok(())
+    }
+
     fn small_store() -> Result<Vec<u8>> {
         let folder = tempfile::tempdir()?;
         let b = Bench::create(&folder.path().join("store.img"), store_of("lvs", 8 << 20, K4, K4))?;
@@ -447,6 +486,54 @@ mod simulated {
             });
         }
         ensure!(failed > 100, "only {failed} runs failed");
+        Ok(())
+    }
+
+    /// A power cut at each write while a long chain goes on in new pages.
+    #[test]
+    fn a_long_chain_survives_power_cuts() -> Result<()> {
+        let size = 20u64 << 30;
+        let folder = tempfile::tempdir()?;
+        let mut b = Bench::create(&folder.path().join("store.img"), store_of("lvs", 8 << 20, K4, K4))?;
+        let lvol = b.create_lvol("long", size, false)?;
+        b.write(lvol, 0, vec![7; 4096])?;
+        block_on(b.store.close())?;
+        let image = std::fs::read(&b.path)?;
+        for crash_at in 1..70 {
+            let mut world = World::new(image.clone(), crash_at, 2);
+            let (on, shards, done) = (device(&image), world.shards.clone(), Rc::new(RefCell::new(false)));
+            let (shard, slot) = (world.shards[0].clone(), done.clone());
+            world.shards[0].spawn(async move {
+                let store = open(&shard, &on, shards).await;
+                for step in [size + 4096, size + 8192, size / 2] {
+                    store.resize(&shard, lvol, step).await.expect("resized");
+                    let many = (0..8).map(|n| (format!("{step}-{n}"), Some("v".repeat(3000)))).collect();
+                    store.set_attributes(&shard, lvol, many).await.expect("set");
+                }
+                let how = vec![workbench::snapshot_of(lvol, "s")];
+                store.snapshot(&shard, how).await.expect("snapshot");
+                *slot.borrow_mut() = true;
+            });
+            world.run(move || *done.borrow(), Some(crash_at));
+            let left = world.power_cut();
+            let mut world = World::new(left, crash_at, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let found = world.block_on(0, async move {
+                let store = open(&shard, &on, shards).await;
+                let mut findings = store.check(&shard).await?;
+                findings.retain(|f| f.kind != "super-block");
+                let io = LvolIo::open(&shard, &store, lvol)?;
+                let buf = shard.buf(PAGE).slice(0, PAGE);
+                io.read(0, buf.clone()).await?;
+                drop(io);
+                let found = (findings, store.lvol(lvol)?.size, buf.to_vec());
+                store.close(&shard).await?;
+                Ok::<_, Error>(found)
+            });
+            let (findings, now, block) = found.with_context(|| format!("cut at write {crash_at}"))?;
+            ensure!(findings.is_empty(), "cut at write {crash_at}: {findings:#?}");
+            ensure!([size, size + 4096, size + 8192, size / 2].contains(&now) && block == vec![7; PAGE]);
+        }
         Ok(())
     }
 
@@ -526,6 +613,41 @@ mod simulated {
             Lvstore::open(&shard, handles, device, OpenStore::default(), 1 << 20).await.err()
         });
         ensure!(refused.is_some_and(|e| e.kind() == ErrorKind::Unsupported && e.message().contains("16384")));
+        Ok(())
+    }
+
+    /// A power cut at each write of a close.
+    #[test]
+    fn a_close_survives_power_cuts() -> Result<()> {
+        let image = small_store()?;
+        for seed in 0..400 {
+            let mut world = World::new(image.clone(), seed, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let store = world.block_on(0, async move {
+                let store = open(&shard, &on, shards).await;
+                for n in 0..3 {
+                    let how = CreateLvol { name: format!("l{n}"), size: 1 << 20, ..Default::default() };
+                    store.create_lvol(&shard, how).await.expect("lvol");
+                }
+                store
+            });
+            let (shard, done) = (world.shards[0].clone(), Rc::new(RefCell::new(false)));
+            let slot = done.clone();
+            world.shards[0].spawn(async move {
+                store.close(&shard).await.expect("closed");
+                *slot.borrow_mut() = true;
+            });
+            let crash_at = world.disk.borrow().writes + 1 + seed % 16;
+            world.run(move || *done.borrow(), Some(crash_at));
+            let mut world = World::new(world.power_cut(), seed, 2);
+            let (shard, on, shards) = (world.shards[0].clone(), device(&image), world.shards.clone());
+            let (lvols, mut findings) = world.block_on(0, async move {
+                let store = open(&shard, &on, shards).await;
+                (store.lvols(), store.check(&shard).await.expect("checked"))
+            });
+            findings.retain(|f| f.kind != "super-block");
+            ensure!(lvols.len() == 3 && findings.is_empty(), "seed {seed}: {findings:#?} {lvols:#?}");
+        }
         Ok(())
     }
 

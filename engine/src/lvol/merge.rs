@@ -305,7 +305,7 @@ impl Core {
             }
         }
         let snapshot = self.record_mut(s)?;
-        // In a half-done SPDK merge both counted the shared ones.
+        // What both list after a half-done SPDK merge counts as the child's.
         snapshot.own = snapshot.own.saturating_sub(moved + freed.len() as u64);
         snapshot.dirty_leaves.remove(&ep);
         snapshot.hot.map.load().set_leaf(n, None);

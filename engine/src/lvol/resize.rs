@@ -307,8 +307,19 @@ enum Unmap {
 impl Handle {
     /// Lets go of whole clusters from `first` on; answers how many were done. They read zero afterwards.
     pub async fn unmap(&self, first: u64, count: u64) -> Result<u64> {
+        let mut waited = false;
         loop {
-            let step = self.unmap_step(first, count)?;
+            let step = match self.unmap_step(first, count) {
+                Err(e) if lacks_space(&e) && !waited && lock(&self.store.core).space_is_coming() => {
+                    // A metadata page may be on its way back.
+                    waited = true;
+                    self.store.commit().await?;
+                    self.store.background_done().await;
+                    self.store.reclaimed().await?;
+                    continue;
+                }
+                step => step?,
+            };
             match step {
                 Unmap::Done(n) => return Ok(n),
                 Unmap::Busy(logical) => {

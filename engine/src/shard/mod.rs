@@ -16,7 +16,7 @@ pub mod op;
 pub mod sync;
 mod threads;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{Buf, Pool};
 use op::{IoOp, Target};
 use slab::Slab;
@@ -118,7 +118,7 @@ impl ShardHandle {
         });
         match rx.await {
             Ok(result) => result,
-            Err(_) => Err(Error::new(crate::error::ErrorKind::Cancelled, "the engine is stopping")),
+            Err(_) => Err(Error::new(ErrorKind::Cancelled, "the engine is stopping")),
         }
     }
 }
@@ -428,14 +428,16 @@ impl Io {
     }
 }
 
-/// Turns a raw result into an error where it is one.
+/// Turns a raw result into an error where it is one. What a device says is an I/O error, whatever the number: it knows of no
+/// lvols that could be missing or busy. Only "no space" (a sparse file, a thin pool below) is told as that.
 pub fn check_result(result: i32, expected: Option<usize>, doing: &str) -> Result<()> {
     if result < 0 {
-        return Err(Error::from_errno(-result, doing));
+        let e = Error::from_errno(-result, doing);
+        return Err(if e.kind() == ErrorKind::NoSpace { e } else { Error::new(ErrorKind::Io, e.message()) });
     }
     match expected {
         Some(bytes) if bytes != result as usize => {
-            Err(Error::new(crate::error::ErrorKind::Io, format!("{doing}: the device moved {result} of {bytes} bytes")))
+            Err(Error::new(ErrorKind::Io, format!("{doing}: the device moved {result} of {bytes} bytes")))
         }
         _ => Ok(()),
     }

@@ -141,6 +141,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_says_is_an_io_error() {
+        use crate::shard::check_result;
+        for errno in [libc::ENOENT, libc::EBUSY, libc::EINVAL, libc::EROFS, libc::EIO] {
+            let e = check_result(-errno, Some(512), "read").expect_err("an error");
+            assert_eq!(e.kind(), ErrorKind::Io, "{e}");
+        }
+        assert_eq!(check_result(-libc::ENOSPC, None, "write").expect_err("full").kind(), ErrorKind::NoSpace);
+    }
+
+    #[test]
     fn files_are_read_back_as_written() {
         use crate::shard::op::Target;
         use crate::shard::{Port, all};

@@ -121,9 +121,7 @@ impl Lvstore {
     async fn activate_once(self: &Arc<Self>, shard: &Shard, start: Start) -> Result<()> {
         let local = self.local(shard)?;
         let port = &local.port;
-        // Stale roots are free pages: zeroing them changes nothing for anyone.
-        let zero = [0u8; PAGE_SIZE];
-        self.write_pages(port, start.stale_roots.iter().map(|n| (*n, &zero[..]))).await?;
+        self.erase_roots(&local, start.stale_roots.iter().copied()).await?;
         let nonce = shard.random();
         if start.from_copy {
             // Before anything that could touch the copy, which is the only one now.
@@ -157,6 +155,14 @@ impl Lvstore {
             self.merge(shard, *snapshot).await?;
         }
         Ok(())
+    }
+
+    /// Empties roots of blobs that are nobody's, past the journal. One block is enough, and is not torn: half a page would
+    /// look like a damaged lvol.
+    pub(super) async fn erase_roots(&self, local: &StoreShard, roots: impl Iterator<Item = u32>) -> Result<()> {
+        let zero = local.zeroes.slice(0, self.device.block_size() as usize);
+        let write = |root| local.port.write(self.geo.page_offset(root), zero.clone(), false);
+        all(roots.map(write).collect(), "cannot write a metadata page").await
     }
 
     /// Marks a plain store as ours.

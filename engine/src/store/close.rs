@@ -12,7 +12,7 @@ use super::core::Core;
 use super::create::write_masks;
 use super::info::seal_work;
 use crate::error::{Result, err};
-use crate::format::{BSTYPE_LVOLSTORE, Bits, PAGE_SIZE, Private, PrivateState};
+use crate::format::{BSTYPE_LVOLSTORE, Bits, Private, PrivateState};
 use crate::shard::Shard;
 use crate::shard::sync::{lock, wait_until};
 use std::sync::Arc;
@@ -34,7 +34,11 @@ impl Lvstore {
             marked.map(|r| r.hot.clone()).collect()
         };
         for lvol in marked {
-            self.fill_zero_marks(shard, &lvol).await?;
+            match self.fill_zero_marks(shard, &lvol).await {
+                // Deleted meanwhile.
+                Err(e) if e.kind() == crate::ErrorKind::NotFound => {}
+                result => result?,
+            }
         }
         self.commit().await
     }
@@ -165,8 +169,7 @@ impl Lvstore {
         if !plain {
             return Ok(());
         }
-        let zero = [0u8; PAGE_SIZE];
-        self.write_pages(port, system_root.iter().map(|n| (*n, &zero[..]))).await?;
+        self.erase_roots(&local, system_root.into_iter()).await?;
         let geo = lock(&self.core).geo.clone();
         let (pages, clusters, ids) = masks;
         write_masks(port, &geo, &pages, &clusters, &ids).await?;

@@ -605,8 +605,12 @@ impl Loader<'_> {
         for (cluster, lids) in owners {
             let merging =
                 self.start.removing.iter().find(|(s, c)| lids.contains(s) && lids.contains(c) && lids.len() == 2);
-            if let Some((snapshot, _)) = merging {
-                self.start.roll_forward.insert(*snapshot);
+            if let Some(snapshot) = merging.map(|(s, _)| *s) {
+                self.start.roll_forward.insert(snapshot);
+                // It counts as the clone's.
+                if let Some(r) = self.records.get_mut(&snapshot) {
+                    r.own = r.own.saturating_sub(1);
+                }
                 continue;
             }
             for lid in &lids {

@@ -34,6 +34,9 @@ impl ReclaimState {
 /// Extent pages read side by side.
 const READS: usize = 64;
 
+/// Clusters that come back in one go.
+const RELEASES: usize = 1 << 14;
+
 impl Lvstore {
     pub(super) async fn reclaimer(self: Arc<Self>, shard: Shard) {
         loop {
@@ -73,15 +76,21 @@ impl Lvstore {
             self.grace().await?;
         }
         self.hint_unused(&local, &mut clusters).await;
-        let mut core = lock(&self.core);
         for page in pages {
-            core.pages.release(page);
+            lock(&self.core).pages.release(page);
         }
-        for cluster in &clusters {
-            core.clusters.release(*cluster);
-            core.clusters.quarantined = core.clusters.quarantined.saturating_sub(1);
+        // In pieces: a deleted lvol may have had millions, and everybody's writes need the lock and this shard.
+        for piece in clusters.chunks(RELEASES) {
+            {
+                let mut core = lock(&self.core);
+                for cluster in piece {
+                    core.clusters.release(*cluster);
+                }
+                core.clusters.quarantined = core.clusters.quarantined.saturating_sub(piece.len() as u64);
+                core.space_wait.wake_all();
+            }
+            shard.yield_now().await;
         }
-        core.space_wait.wake_all();
         Ok(())
     }
 
