@@ -153,6 +153,11 @@ impl Core {
             if let Some(next) = self.mask_step(s, c, &mut at.masked_to)? {
                 return Ok(next);
             }
+            // Its own parent may have been merged into it meanwhile, in ranges that were done.
+            if let Some(again) = self.record(s)?.eps().iter().position(|page| *page != 0) {
+                at.ep = again as u32;
+                return Ok(Next::Stepped);
+            }
             self.finish_merge(s, c)?;
             return Ok(Next::Done);
         }
@@ -168,6 +173,7 @@ impl Core {
         let as_it_is = inside_child && whole && child.eps().get(n) == Some(&0);
         // What SPDK made thick has holes from now on.
         self.allow_holes(s)?;
+        self.record_mut(c)?.merged += 1;
         if as_it_is {
             self.adopt_page(s, c, at.ep)?;
         } else {
@@ -342,7 +348,9 @@ impl Core {
         snapshot.children.clear();
         snapshot.own = 0;
         self.remove(s)?;
-        self.record_mut(c)?.parent = parent;
+        let child = self.record_mut(c)?;
+        child.parent = parent;
+        child.merged += 1;
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.insert(c);
         }

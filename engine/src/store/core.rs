@@ -56,6 +56,8 @@ pub struct Record {
     pub claims: u64,
     /// Own entries that only say "zero".
     pub zero_marks: u64,
+    /// Steps of merges into it: whoever looked at what it owns and inherits looks again when this has changed.
+    pub merged: u64,
     pub thick: bool,
     pub hidden: bool,
     pub damaged: Option<String>,
@@ -77,6 +79,7 @@ impl Record {
             own: 0,
             claims: 0,
             zero_marks: 0,
+            merged: 0,
             thick: false,
             hidden: false,
             damaged: None,
