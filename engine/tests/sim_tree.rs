@@ -74,6 +74,10 @@ struct Run {
 }
 
 impl Run {
+    fn of(store: &Arc<Lvstore>, seed: u64) -> Run {
+        Run { store: store.clone(), contents: Contents::default(), seed, next: Cell::new(0), turns: RefCell::default() }
+    }
+
     fn fresh(&self) -> (Uuid, String) {
         self.next.set(self.next.get() + 1);
         (Uuid::from_u128(u128::from(self.seed) << 64 | u128::from(self.next.get())), format!("v{}", self.next.get()))
@@ -267,4 +271,173 @@ fn operations_at_once_lose_nothing() {
             panic!("SIM_SEED={seed}: {why}");
         }
     }
+}
+
+/// What the older snapshot has behind the end of the newer one must not come back when the newer one goes, whatever
+/// becomes of the size of its child meanwhile.
+#[test]
+fn a_merge_hides_what_lay_behind_the_end() {
+    const LONG: u64 = 8 * 512;
+    let (image, device) = blank();
+    for seed in 1..=100 {
+        let mut world = World::new(image.clone(), seed, 2);
+        let run = Rc::new(Run::of(&open(&mut world, &device), seed));
+        let (lvol, newer) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        world.block_on(0, async move {
+            let how = CreateLvol { name: "v".into(), uuid: Some(lvol), size: LONG * CLUSTER, ..Default::default() };
+            r.store.create_lvol(&shard, how).await.expect("created");
+            let io = LvolIo::open(&shard, &r.store, lvol).expect("opens");
+            for n in 0..LONG / 256 {
+                let buf = shard.buf(CLUSTER as usize).slice(0, CLUSTER as usize);
+                buf.copy_in(0, &[7; CLUSTER as usize]);
+                io.write(n * 256 * CLUSTER, buf, false).await.expect("written");
+            }
+            drop(io);
+            let bytes = content(&shard, &r.store, lvol).await.expect("reads");
+            r.contents.borrow_mut().insert(lvol, bytes);
+            r.snapshot(&shard, lvol).await.expect("older");
+            r.resize(&shard, lvol, 300).await.expect("shrunk");
+            let how = CreateSnapshot {
+                lvol,
+                name: "newer".into(),
+                uuid: Some(newer),
+                attributes: Default::default(),
+                hidden: false,
+            };
+            r.store.snapshot(&shard, vec![how]).await.expect("newer");
+            r.resize(&shard, lvol, LONG).await.expect("grown");
+        });
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        world.shards[0].spawn(async move { r.delete(&shard, newer, false).await.expect("deleted") });
+        let (r, shard) = (run.clone(), world.shards[1].clone());
+        world.shards[1].spawn(async move {
+            for _ in 0..seed % 16 {
+                shard.yield_now().await;
+            }
+            r.store.resize(&shard, lvol, 200 * CLUSTER).await.expect("shrunk");
+        });
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        world.block_on(0, async move {
+            while r.store.lvol(lvol).expect("there").size != 200 * CLUSTER {
+                shard.yield_now().await;
+            }
+            while r.store.resize(&shard, lvol, LONG * CLUSTER).await.is_err() {
+                shard.yield_now().await;
+            }
+        });
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        if let Some(bytes) = run.contents.borrow_mut().get_mut(&lvol) {
+            bytes.truncate((200 * CLUSTER) as usize);
+            bytes.resize((LONG * CLUSTER) as usize, 0);
+        }
+        let same = world.block_on(0, async move {
+            while r.store.lvols().len() > 2 {
+                shard.yield_now().await;
+            }
+            r.store.background_done().await;
+            r.compare(&shard).await
+        });
+        same.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+/// Whoever knows the UUID of a snapshot that is being taken gets in only when its content is final.
+#[test]
+fn a_snapshot_that_can_be_read_does_not_change() {
+    let (image, device) = blank();
+    for seed in 1..=300 {
+        let mut world = World::new(image.clone(), seed, 2);
+        let run = Rc::new(Run::of(&open(&mut world, &device), seed));
+        let (lvol, snapshot) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        world.block_on(0, async move {
+            let how = CreateLvol { name: "v".into(), uuid: Some(lvol), size: 4 * CLUSTER, ..Default::default() };
+            r.store.create_lvol(&shard, how).await.expect("created");
+        });
+        let (r, shard) = (run.clone(), world.shards[1].clone());
+        world.shards[1].spawn(async move {
+            let io = LvolIo::open(&shard, &r.store, lvol).expect("opens");
+            for n in 1..=20 {
+                let buf = shard.buf(4 * CLUSTER as usize).slice(0, 4 * CLUSTER as usize);
+                buf.copy_in(0, &[n; 4 * CLUSTER as usize]);
+                io.write(0, buf, false).await.expect("written");
+            }
+        });
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        let taken = Rc::new(Cell::new(false));
+        let done = taken.clone();
+        world.shards[0].spawn(async move {
+            for _ in 0..seed % 64 {
+                shard.yield_now().await;
+            }
+            let how = CreateSnapshot {
+                lvol,
+                name: "s".into(),
+                uuid: Some(snapshot),
+                attributes: Default::default(),
+                hidden: false,
+            };
+            r.store.snapshot(&shard, vec![how]).await.expect("snapshot");
+            done.set(true);
+        });
+        let (r, shard) = (run.clone(), world.shards[0].clone());
+        let (first, last) = world.block_on(0, async move {
+            let first = loop {
+                match content(&shard, &r.store, snapshot).await {
+                    Ok(bytes) => break bytes,
+                    Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {}
+                    Err(e) => panic!("{e:?}"),
+                }
+                shard.yield_now().await;
+            };
+            while !taken.get() {
+                shard.yield_now().await;
+            }
+            (first, content(&shard, &r.store, snapshot).await.expect("reads"))
+        });
+        assert!(first == last, "seed {seed}: the snapshot changed");
+    }
+}
+
+/// A snapshot that was born hidden and got no clone goes when it is deleted; deleting again is fine.
+#[test]
+fn what_was_born_hidden_can_be_deleted() {
+    let (image, device) = blank();
+    let mut world = World::new(image, 1, 2);
+    let run = Run::of(&open(&mut world, &device), 1);
+    let (lvol, hidden, clone) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+    let shard = world.shards[0].clone();
+    world.block_on(0, async move {
+        let how = CreateLvol { name: "v".into(), uuid: Some(lvol), size: CLUSTER, ..Default::default() };
+        run.store.create_lvol(&shard, how).await.expect("created");
+        let take = |name: &str| {
+            let (name, attributes) = (name.into(), Default::default());
+            vec![CreateSnapshot { lvol, name, uuid: Some(hidden), attributes, hidden: true }]
+        };
+        run.store.snapshot(&shard, take("a")).await.expect("snapshot");
+        run.store.delete(&shard, hidden, false).await.expect("deleted");
+        run.store.background_done().await;
+        assert_eq!(run.store.lvols().len(), 1, "it was merged");
+
+        run.store.snapshot(&shard, take("b")).await.expect("snapshot");
+        let how = CreateClone {
+            snapshot: hidden,
+            name: "c".into(),
+            uuid: Some(clone),
+            size: None,
+            thick: false,
+            attributes: Default::default(),
+        };
+        run.store.clone_snapshot(&shard, how.clone()).await.expect("clone");
+        for _ in 0..2 {
+            run.store.delete(&shard, hidden, false).await.expect("it waits for its clone");
+        }
+        let again = CreateClone { name: "d".into(), uuid: None, ..how };
+        let refused = run.store.clone_snapshot(&shard, again).await.expect_err("deleted");
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
+        run.store.delete(&shard, clone, false).await.expect("deleted");
+        run.store.background_done().await;
+        assert_eq!(run.store.lvols().len(), 1, "the last reader took it along");
+    });
 }

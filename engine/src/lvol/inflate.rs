@@ -4,6 +4,7 @@
 
 use super::Lvol;
 use super::io::{LvolIo, Seen};
+use super::merge::Next;
 use crate::api::{LvolInfo, Progress};
 use crate::error::{Result, err};
 use crate::format::page::blob_id;
@@ -19,12 +20,6 @@ use uuid::Uuid;
 
 /// Clusters copied side by side.
 const COPIES: usize = 8;
-
-/// A step of hiding what a grandparent has behind a parent's end.
-enum Mask {
-    Load(Arc<Lvol>, u64),
-    Stepped,
-}
 
 impl Core {
     /// How much merges have moved into the direct parent, if it still is `parent`.
@@ -45,31 +40,7 @@ impl Core {
             meta.set_snapshot_parent(id);
             Ok(())
         })?;
-        self.record_mut(lid)?.parent = grandparent;
-        self.record_mut(parent)?.children.remove(&lid);
-        if let Some(g) = grandparent {
-            self.record_mut(g)?.children.insert(lid);
-        }
-        Ok(())
-    }
-
-    /// When the parent goes out of the way, what the grandparent has behind the parent's end must not show.
-    fn mask_behind_parent(&mut self, lvol: &Arc<Lvol>, masked_to: &mut u64) -> Result<Option<Mask>> {
-        let r = self.record(lvol.lid)?;
-        let Some(parent) = r.parent.and_then(|p| self.records.get(&p)) else { return Ok(None) };
-        let Some(grandparent) = parent.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
-        let limit = r.clusters().min(grandparent.clusters());
-        let from = parent.clusters().max(*masked_to);
-        if from >= limit {
-            return Ok(None);
-        }
-        let grandparent = grandparent.hot.clone();
-        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
-        if let Some(missing) = self.hide_from(lvol, &grandparent, from, to)? {
-            return Ok(Some(Mask::Load(missing, from)));
-        }
-        *masked_to = to;
-        Ok(Some(Mask::Stepped))
+        self.set_parent(lid, grandparent)
     }
 }
 
@@ -186,7 +157,6 @@ impl Lvstore {
     /// Cuts the link. False: a merge has changed what the direct parent owns since it was `merged`, so there may be more
     /// to copy.
     async fn cut(&self, shard: &Shard, lvol: &Arc<Lvol>, parent: Lid, all: bool, merged: u64) -> Result<bool> {
-        let mut masked_to = 0;
         loop {
             self.batch_room(8).await?;
             let step = {
@@ -195,7 +165,7 @@ impl Lvstore {
                 if !all && core.merged_into_parent(lvol.lid, parent)? != Some(merged) {
                     return Ok(false);
                 }
-                match if all { None } else { core.mask_behind_parent(lvol, &mut masked_to)? } {
+                match if all { None } else { core.mask_step(parent, lvol.lid)? } {
                     None => {
                         core.cut_link(lvol.lid, all)?;
                         return Ok(true);
@@ -203,7 +173,7 @@ impl Lvstore {
                     Some(step) => step,
                 }
             };
-            if let Mask::Load(lvol, at) = step {
+            if let Next::Load(lvol, at) = step {
                 self.load_leaf(shard, &lvol, at).await?;
             }
         }
@@ -279,6 +249,10 @@ impl Lvstore {
                 self.load_leaf(shard, lvol, at).await?;
                 let mut core = lock(&self.core);
                 let (map, token) = (lvol.map.load_full(), lvol.token());
+                if !map.has_leaf((at / LEAF_CLUSTERS) as usize) {
+                    // Evicted in between.
+                    continue;
+                }
                 for cluster in at..(at + LEAF_CLUSTERS).min(lvol.clusters()) {
                     match Seen::of(&map, token, cluster) {
                         Some(s) if s.mine && s.entry.is_zero_mark() => change(&mut core, cluster)?,

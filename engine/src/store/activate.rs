@@ -99,7 +99,6 @@ impl Lvstore {
         })
         .await?;
         let Some(start) = start else { return Ok(()) };
-        let roll_forward = !start.roll_forward.is_empty();
         let result = self.activate_once(shard, *start).await;
         let mut guard = lock(&self.activating);
         guard.0 = match &result {
@@ -111,7 +110,8 @@ impl Lvstore {
         };
         guard.1.wake_all();
         drop(guard);
-        if roll_forward && result.is_ok() {
+        if result.is_ok() {
+            // Half-done SPDK merges, and snapshots whose other clones SPDK deleted.
             self.resume_deletes(shard);
         }
         if let Err(e) = &result

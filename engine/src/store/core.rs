@@ -58,6 +58,8 @@ pub struct Record {
     pub zero_marks: u64,
     /// Steps of merges into it: whoever looked at what it owns and inherits looks again when this has changed.
     pub merged: u64,
+    /// Up to this cluster it hides what its grandparent has behind its parent's end.
+    pub masked_to: u64,
     pub thick: bool,
     pub hidden: bool,
     pub damaged: Option<String>,
@@ -80,6 +82,7 @@ impl Record {
             claims: 0,
             zero_marks: 0,
             merged: 0,
+            masked_to: 0,
             thick: false,
             hidden: false,
             damaged: None,
