@@ -69,6 +69,16 @@ impl Image {
         Ok(self.reader.lvol(lvol)?.blob_id)
     }
 
+    /// Where the descriptors of a page end.
+    fn descriptor_end(&self, page: u64) -> usize {
+        let page = &self.bytes[page as usize..page as usize + PAGE];
+        let mut at = 16;
+        while page[at..at + 5] != [0; 5] {
+            at += 5 + u32::from_le_bytes([page[at + 1], page[at + 2], page[at + 3], page[at + 4]]) as usize;
+        }
+        at
+    }
+
     /// Offset of the body of the extent table in the root.
     fn table(&self, root: u64) -> Result<usize> {
         let page = &self.bytes[root as usize..root as usize + PAGE];
@@ -268,14 +278,7 @@ impl Image {
     /// Adds a parent to a snapshot that has none.
     fn snap(&mut self, lvol: &str, parent: u64) -> Result<()> {
         let page = self.chain(lvol, 0)?;
-        let end = {
-            let p = &self.bytes[page as usize..page as usize + PAGE];
-            let mut at = 16;
-            while p[at] != 0 {
-                at += 5 + u32::from_le_bytes([p[at + 1], p[at + 2], p[at + 3], p[at + 4]]) as usize;
-            }
-            at
-        };
+        let end = self.descriptor_end(page);
         let body = [&b"\x04\x10\0\0\0\x04\0\x08\0SNAP"[..], &parent.to_le_bytes()].concat();
         self.edit(page, |p| {
             p[end..end + body.len()].copy_from_slice(&body);
@@ -556,6 +559,35 @@ fn a_lost_journal_head_loses_nothing() -> Result<()> {
         ensure!(attributes.contains_key("k") && attributes.contains_key("second"), "head {head}: {attributes:?}");
         block_on(store.create_lvol(CreateLvol { name: "n".into(), size: 1, ..Default::default() }))?;
         ensure!(block_on(store.check())?.is_empty());
+        block_on(store.close())?;
+    }
+    Ok(())
+}
+
+/// A snapshot that SPDK was about to merge into a clone that does not open any more stays (format section 8.4): its
+/// content is perhaps all that is left of both.
+#[test]
+fn a_half_done_merge_into_a_damaged_clone_loses_nothing() -> Result<()> {
+    let (_dir, path, b) = folder_with_store()?;
+    let mut image = image_of(&path, &b, false)?;
+    let (snapshot, child) = (image.chain("parent", 0)?, image.chain("child", 0)?);
+    let id = image.id("child")?;
+    let end = image.descriptor_end(snapshot);
+    image.edit(snapshot, |page| {
+        let marker = [&b"\x04\x12\0\0\0\x06\0\x08\0SNAPRM"[..], &id.to_le_bytes()].concat();
+        page[end..end + marker.len()].copy_from_slice(&marker);
+        // There are internal xattrs now.
+        page[21] |= 2;
+    });
+    image.flip(child + 4000)?;
+    std::fs::write(&path, &image.bytes)?;
+    let kept = b.model.named("parent")?;
+    for _ in 0..2 {
+        let store = block_on(b.engine.open_store(&path, OpenStore::default()))?;
+        let bystander = b.model.named("bystander")?;
+        block_on(store.set_attributes(bystander, vec![("k".into(), Some("v".into()))]))?;
+        let vol = b.model.get(kept).context("not in the model")?;
+        vol.compare(1 << 30, 1 << 20, |at, len| Ok(block_on(store.read(kept, at, len as usize))?))?;
         block_on(store.close())?;
     }
     Ok(())

@@ -4,6 +4,7 @@
 
 use super::Lvol;
 use super::io::{LvolIo, Seen};
+use super::merge::Next;
 use crate::api::{LvolInfo, Progress};
 use crate::error::{Result, err};
 use crate::format::page::blob_id;
@@ -20,30 +21,26 @@ use uuid::Uuid;
 /// Clusters copied side by side.
 const COPIES: usize = 8;
 
-/// A step of hiding what a grandparent has behind a parent's end.
-enum Mask {
-    Load(Arc<Lvol>, u64),
-    Stepped,
-}
-
 impl Core {
-    /// When the parent goes out of the way, what the grandparent has behind the parent's end must not show.
-    fn mask_behind_parent(&mut self, lvol: &Arc<Lvol>, masked_to: &mut u64) -> Result<Option<Mask>> {
-        let r = self.record(lvol.lid)?;
-        let Some(parent) = r.parent.and_then(|p| self.records.get(&p)) else { return Ok(None) };
-        let Some(grandparent) = parent.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
-        let limit = r.clusters().min(grandparent.clusters());
-        let from = parent.clusters().max(*masked_to);
-        if from >= limit {
-            return Ok(None);
-        }
-        let grandparent = grandparent.hot.clone();
-        let to = limit.min((from / LEAF_CLUSTERS + 1) * LEAF_CLUSTERS);
-        if let Some(missing) = self.hide_from(lvol, &grandparent, from, to)? {
-            return Ok(Some(Mask::Load(missing, from)));
-        }
-        *masked_to = to;
-        Ok(Some(Mask::Stepped))
+    /// How much merges have moved into the direct parent, if it still is `parent`.
+    fn merged_into_parent(&self, lid: Lid, parent: Lid) -> Result<Option<u64>> {
+        let still = self.record(lid)?.parent == Some(parent);
+        Ok(self.records.get(&parent).filter(|_| still).map(|p| p.merged))
+    }
+
+    /// The lvol's parent is from now on its grandparent, or nobody (`all`).
+    fn cut_link(&mut self, lid: Lid, all: bool) -> Result<()> {
+        let Some(parent) = self.record(lid)?.parent else { return Ok(()) };
+        let grandparent = if all { None } else { self.record(parent)?.parent };
+        let id = match grandparent {
+            Some(g) => Some(blob_id(self.record(g)?.root())),
+            None => None,
+        };
+        self.update_meta(lid, |meta| {
+            meta.set_snapshot_parent(id);
+            Ok(())
+        })?;
+        self.set_parent(lid, grandparent)
     }
 }
 
@@ -113,11 +110,37 @@ impl Lvstore {
         progress: &mut OnProgress,
     ) -> Result<Lid> {
         let lvol = io.lvol().clone();
+        let parent = lock(&self.core).record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
+        loop {
+            // A parent that is deleted meanwhile is merged into the lvol: that cuts the link too.
+            let Some(merged) = lock(&self.core).merged_into_parent(lid, parent)?.or(all.then_some(0)) else { break };
+            self.copy_inherited(shard, lid, io, all, progress).await?;
+            if self.cut(shard, &lvol, parent, all, merged).await? {
+                break;
+            }
+        }
+        if !lock(&self.core).record(lid)?.inherits() {
+            // Nothing is left that a zero mark could hide.
+            self.drop_zero_marks(shard, &lvol).await?;
+        }
+        Ok(parent)
+    }
+
+    /// Copies what the lvol inherits: everything, or what its direct parent owns.
+    async fn copy_inherited(
+        self: &Arc<Self>,
+        shard: &Shard,
+        lid: Lid,
+        io: &LvolIo,
+        all: bool,
+        progress: &mut OnProgress,
+    ) -> Result<()> {
+        let lvol = io.lvol();
         // The lvol may grow meanwhile; what it grows into has nothing inherited.
         let clusters = lvol.clusters();
         let mut at = 0;
         while at < clusters {
-            let todo = self.inherited(shard, lid, &lvol, at, all).await?;
+            let todo = self.inherited(shard, lid, lvol, at, all).await?;
             for group in todo.chunks(COPIES) {
                 // All end, also when one fails: a copy that is dropped half-way would keep its claim for ever.
                 let copies = join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await;
@@ -128,48 +151,32 @@ impl Lvstore {
                 return Err(err!(Cancelled, "cancelled; what was copied stays, and the lvol still has its parent"));
             }
         }
-        let mut masked_to = 0;
-        let (parent, grandparent) = loop {
+        Ok(())
+    }
+
+    /// Cuts the link. False: a merge has changed what the direct parent owns since it was `merged`, so there may be more
+    /// to copy.
+    async fn cut(&self, shard: &Shard, lvol: &Arc<Lvol>, parent: Lid, all: bool, merged: u64) -> Result<bool> {
+        loop {
             self.batch_room(8).await?;
-            let missing = if all { None } else { lock(&self.core).mask_behind_parent(&lvol, &mut masked_to)? };
-            match missing {
-                Some(Mask::Load(lvol, at)) => {
-                    self.load_leaf(shard, &lvol, at).await?;
-                    continue;
+            let step = {
+                let mut core = lock(&self.core);
+                core.may_change()?;
+                if !all && core.merged_into_parent(lvol.lid, parent)? != Some(merged) {
+                    return Ok(false);
                 }
-                Some(Mask::Stepped) => continue,
-                None => {}
-            }
-            let mut core = lock(&self.core);
-            core.may_change()?;
-            if !all && core.mask_behind_parent(&lvol, &mut masked_to)?.is_some() {
-                // It grew meanwhile.
-                continue;
-            }
-            let parent = core.record(lid)?.parent.ok_or_else(|| err!(Invalid, "the parent is gone already"))?;
-            let grandparent = if all { None } else { core.record(parent)?.parent };
-            let id = match grandparent {
-                Some(g) => Some(blob_id(core.record(g)?.root())),
-                None => None,
+                match if all { None } else { core.mask_step(parent, lvol.lid)? } {
+                    None => {
+                        core.cut_link(lvol.lid, all)?;
+                        return Ok(true);
+                    }
+                    Some(step) => step,
+                }
             };
-            core.update_meta(lid, |meta| {
-                meta.set_snapshot_parent(id);
-                Ok(())
-            })?;
-            core.record_mut(lid)?.parent = grandparent;
-            if let Ok(p) = core.record_mut(parent) {
-                p.children.remove(&lid);
+            if let Next::Load(lvol, at) = step {
+                self.load_leaf(shard, &lvol, at).await?;
             }
-            if let Some(g) = grandparent {
-                core.record_mut(g)?.children.insert(lid);
-            }
-            break (parent, grandparent);
-        };
-        if grandparent.is_none() {
-            // Nothing is left that a zero mark could hide.
-            self.drop_zero_marks(shard, &lvol).await?;
         }
-        Ok(parent)
     }
 
     /// The clusters of the leaf at `at` that have to be copied. Zero marks of the parent are taken over at once.
@@ -196,18 +203,16 @@ impl Lvstore {
                     complete = false;
                     break;
                 };
-                if seen.mine || seen.entry == Entry::NONE {
+                if seen.mine {
                     continue;
                 }
-                let from_parent =
-                    parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).is_some_and(|s| s.mine);
-                if !all && !from_parent {
-                    continue;
+                let above = parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).filter(|s| s.mine);
+                let reads_zero = seen.entry.cluster().is_none();
+                if !all && reads_zero && above.is_some_and(|s| s.entry.is_zero_mark()) {
+                    // A mark that the parent got from a merge may not show in the leaf yet.
+                    core.set_entry(lid, cluster, Entry::OWN_ZERO)?;
                 }
-                if seen.entry.is_zero_mark() {
-                    if !all {
-                        core.set_entry(lid, cluster, Entry::OWN_ZERO)?;
-                    }
+                if reads_zero || !all && above.is_none() {
                     continue;
                 }
                 todo.push(cluster);
@@ -244,6 +249,10 @@ impl Lvstore {
                 self.load_leaf(shard, lvol, at).await?;
                 let mut core = lock(&self.core);
                 let (map, token) = (lvol.map.load_full(), lvol.token());
+                if !map.has_leaf((at / LEAF_CLUSTERS) as usize) {
+                    // Evicted in between.
+                    continue;
+                }
                 for cluster in at..(at + LEAF_CLUSTERS).min(lvol.clusters()) {
                     match Seen::of(&map, token, cluster) {
                         Some(s) if s.mine && s.entry.is_zero_mark() => change(&mut core, cluster)?,

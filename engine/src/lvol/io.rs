@@ -98,7 +98,8 @@ impl LvolIo {
             return Err(err!(NotFound, "lvol {uuid} was deleted"));
         }
         r.intact()?;
-        if matches!(r.busy, Some("delete" | "revert" | "resize")) {
+        let being_taken = r.is_snapshot() && r.busy == Some("snapshot");
+        if being_taken || r.busy == Some("resize") {
             return Err(err!(Busy, "lvol {}: an operation is running on it", r.name()));
         }
         Ok(Self::for_lvol(store, local, r.hot.clone()))

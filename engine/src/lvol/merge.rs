@@ -23,12 +23,10 @@ use std::sync::Arc;
 struct MergeAt {
     /// Extent page of the snapshot to look at next.
     ep: u32,
-    /// Clusters of the child up to here are safe from what the grandparent has behind the snapshot's end.
-    masked_to: u64,
 }
 
 /// What one look at a merge says.
-enum Next {
+pub(super) enum Next {
     /// The leaf of this lvol is needed.
     Load(Arc<super::Lvol>, u64),
     Stepped,
@@ -36,7 +34,7 @@ enum Next {
     Done,
     /// The child is gone: the snapshot is an ordinary lvol to remove.
     Childless,
-    /// More children appeared, or the snapshot itself is gone.
+    /// More children appeared, or it cannot be merged, or the snapshot itself is gone.
     Stop,
 }
 
@@ -82,16 +80,16 @@ impl Lvstore {
         }
         let (store, on) = (self.clone(), shard.clone());
         shard.spawn(async move {
-            let merged = match store.activate(&on).await {
+            let result = match store.activate(&on).await {
                 Ok(()) => store.merge(&on, lid).await,
                 Err(e) => Err(e),
             };
-            if let Err(e) = merged {
-                tracing::warn!(error = %e, "a deleted snapshot stays until the store is reopened");
-            }
             let mut core = lock(&store.core);
-            if let Some(r) = core.records.get_mut(&lid) {
-                r.busy = None;
+            if let Err(e) = result {
+                tracing::warn!(error = %e, "a deleted snapshot stays until it is deleted again or the store is reopened");
+                if let Some(r) = core.records.get_mut(&lid) {
+                    r.busy = None;
+                }
             }
             core.merges -= 1;
             core.reclaim.idle_wait.wake_all();
@@ -99,32 +97,29 @@ impl Lvstore {
         });
     }
 
-    /// Merges a hidden snapshot into its only child, and ancestors that only waited for that.
-    pub(crate) async fn merge(&self, shard: &Shard, mut lid: Lid) -> Result<()> {
+    /// Merges a hidden snapshot into its only child.
+    pub(crate) async fn merge(self: &Arc<Self>, shard: &Shard, lid: Lid) -> Result<()> {
+        let mut at = MergeAt::default();
         loop {
-            let mut at = MergeAt::default();
-            let parent = loop {
-                self.batch_room(8).await?;
-                let next = lock(&self.core).merge_step(lid, &mut at)?;
-                match next {
-                    Next::Load(lvol, cluster) => self.load_leaf(shard, &lvol, cluster).await?,
-                    Next::Stepped => {
-                        if active(Mutation::MergeWrongOrder) {
-                            self.commit().await?;
-                        }
-                        // Metadata only, but a large snapshot has many ranges: others come first.
-                        shard.yield_now().await;
+            self.batch_room(8).await?;
+            let next = lock(&self.core).merge_step(lid, &mut at)?;
+            match next {
+                Next::Load(lvol, cluster) => self.load_leaf(shard, &lvol, cluster).await?,
+                Next::Stepped => {
+                    if active(Mutation::MergeWrongOrder) {
+                        self.commit().await?;
                     }
-                    Next::Done => break None,
-                    Next::Stop => return Ok(()),
-                    Next::Childless => break lock(&self.core).remove(lid)?,
+                    // Metadata only, but a large snapshot has many ranges: others come first.
+                    shard.yield_now().await;
                 }
-            };
-            // An ancestor that only waited for this child goes too.
-            let core = lock(&self.core);
-            match parent.and_then(|p| core.records.get(&p).map(|r| (p, r))) {
-                Some((p, r)) if r.hidden && r.children.len() < 2 && r.busy.is_none() && r.damaged.is_none() => lid = p,
-                _ => break,
+                Next::Done => break,
+                Next::Stop => return Ok(()),
+                Next::Childless => {
+                    let parent = lock(&self.core).remove(lid)?;
+                    // An ancestor that only waited for this child goes too.
+                    parent.into_iter().for_each(|p| self.collapse(shard, p));
+                    break;
+                }
             }
         }
         self.commit().await
@@ -136,18 +131,16 @@ impl Core {
     fn merge_step(&mut self, s: Lid, at: &mut MergeAt) -> Result<Next> {
         self.may_change()?;
         let Some(snapshot) = self.records.get(&s) else { return Ok(Next::Stop) };
-        if snapshot.children.len() > 1 {
-            return Ok(Next::Stop);
-        }
         let Some(c) = snapshot.children.first().copied() else { return Ok(Next::Childless) };
+        let (several, runs) = (snapshot.children.len() > 1, matches!(snapshot.meta.extents, Extents::Rle(_)));
         let child = self.record(c)?;
-        if child.damaged.is_some()
-            || child.understood().is_err()
-            || matches!(snapshot.meta.extents, Extents::Rle(_))
-            || matches!(child.meta.extents, Extents::Rle(_))
-        {
+        let foreign = child.damaged.is_some() || child.understood().is_err();
+        if several || runs || foreign || matches!(child.meta.extents, Extents::Rle(_)) {
+            // In the same step, so that whoever takes a child away next begins anew.
+            self.record_mut(s)?.busy = None;
             return Ok(Next::Stop);
         }
+        let (snapshot, child) = (self.record(s)?, self.record(c)?);
         // The next range in which the snapshot owns something.
         let eps = snapshot.eps();
         while eps.get(at.ep as usize) == Some(&0) {
@@ -155,8 +148,13 @@ impl Core {
         }
         let n = at.ep as usize;
         if n >= eps.len() {
-            if let Some(next) = self.mask_step(s, c, &mut at.masked_to)? {
+            if let Some(next) = self.mask_step(s, c)? {
                 return Ok(next);
+            }
+            // Its own parent may have been merged into it meanwhile, in ranges that were done.
+            if let Some(again) = self.record(s)?.eps().iter().position(|page| *page != 0) {
+                at.ep = again as u32;
+                return Ok(Next::Stepped);
             }
             self.finish_merge(s, c)?;
             return Ok(Next::Done);
@@ -173,6 +171,7 @@ impl Core {
         let as_it_is = inside_child && whole && child.eps().get(n) == Some(&0);
         // What SPDK made thick has holes from now on.
         self.allow_holes(s)?;
+        self.record_mut(c)?.merged += 1;
         if as_it_is {
             self.adopt_page(s, c, at.ep)?;
         } else {
@@ -184,11 +183,11 @@ impl Core {
 
     /// A snapshot that is shorter than its parent hides what the parent has behind the snapshot's end. Before it goes, the
     /// child gets zero marks there. `None`: nothing is left to do.
-    fn mask_step(&mut self, s: Lid, c: Lid, masked_to: &mut u64) -> Result<Option<Next>> {
+    pub(super) fn mask_step(&mut self, s: Lid, c: Lid) -> Result<Option<Next>> {
         let (snapshot, child) = (self.record(s)?, self.record(c)?);
         let Some(grandparent) = snapshot.parent.and_then(|g| self.records.get(&g)) else { return Ok(None) };
         let limit = child.clusters().min(grandparent.clusters());
-        let from = snapshot.clusters().max(*masked_to);
+        let from = snapshot.clusters().max(child.masked_to);
         if from >= limit {
             return Ok(None);
         }
@@ -197,13 +196,31 @@ impl Core {
         if let Some(load) = self.hide_from(&child, &grandparent, from, to)? {
             return Ok(Some(Next::Load(load, from)));
         }
-        *masked_to = to;
+        self.record_mut(c)?.masked_to = to;
         Ok(Some(Next::Stepped))
+    }
+
+    /// The lvol has another parent, its children another grandparent.
+    pub(super) fn set_parent(&mut self, lid: Lid, parent: Option<Lid>) -> Result<()> {
+        if let Some(p) = parent {
+            self.record_mut(p)?.children.insert(lid);
+        }
+        let r = self.record_mut(lid)?;
+        let old = std::mem::replace(&mut r.parent, parent);
+        r.masked_to = 0;
+        let children = r.children.clone();
+        for child in children {
+            self.record_mut(child)?.masked_to = 0;
+        }
+        if let Some(p) = old.and_then(|p| self.records.get_mut(&p)) {
+            p.children.remove(&lid);
+        }
+        Ok(())
     }
 
     /// Marks the clusters `from..to` (of one leaf) of `lvol` as zero where it has nothing of its own and `ancestor`, which
     /// is to become its parent, has something. Answers whose leaf is missing.
-    pub(super) fn hide_from(
+    fn hide_from(
         &mut self,
         lvol: &Arc<super::Lvol>,
         ancestor: &Arc<super::Lvol>,
@@ -347,10 +364,7 @@ impl Core {
         snapshot.children.clear();
         snapshot.own = 0;
         self.remove(s)?;
-        self.record_mut(c)?.parent = parent;
-        if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
-            p.children.insert(c);
-        }
-        Ok(())
+        self.record_mut(c)?.merged += 1;
+        self.set_parent(c, parent)
     }
 }

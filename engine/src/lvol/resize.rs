@@ -127,6 +127,8 @@ impl Core {
             *clusters = new;
             eps.resize(eps_len, 0);
         }
+        // What is cut off takes its zero marks along.
+        r.masked_to = r.masked_to.min(new);
         r.hot.map.store(Arc::new(r.hot.map.load().resized(new)));
         r.hot.clusters.store(new, Ordering::Release);
         self.relayout_all(lid)

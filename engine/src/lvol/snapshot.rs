@@ -42,12 +42,16 @@ impl Lvstore {
         let result = self.snapshot_checked(shard, &how, &uuids).await;
         {
             let mut core = lock(&self.core);
-            for h in &how {
-                if let Ok(lid) = core.lid_of(h.lvol)
-                    && let Ok(r) = core.record_mut(lid)
-                {
+            for (h, uuid) in how.iter().zip(&uuids) {
+                let Ok(lid) = core.lid_of(h.lvol) else { continue };
+                if let Ok(r) = core.record_mut(lid) {
                     r.busy = None;
                     r.hot.gate_closed.store(false, Ordering::Release);
+                }
+                if let Ok(taken) = core.lid_of(*uuid).and_then(|s| core.record_mut(s))
+                    && taken.children.contains(&lid)
+                {
+                    taken.busy = None;
                 }
             }
             core.gate_wait.wake_all();
@@ -133,8 +137,8 @@ impl Core {
                     r.name()
                 ));
             }
-            if lids.contains(&lid) || how[..n].iter().any(|o| o.name == h.name) {
-                return Err(err!(Invalid, "a lvol or a name is given twice"));
+            if lids.contains(&lid) || how[..n].iter().any(|o| o.name == h.name) || uuids[..n].contains(uuid) {
+                return Err(err!(Invalid, "a lvol, a name or a UUID is given twice"));
             }
             self.check_new_name(&h.name)?;
             self.check_new_uuid(*uuid)?;
@@ -159,7 +163,9 @@ impl Core {
         let (mut pages, mut reserve) = (0, 0);
         for (h, uuid) in how.iter().zip(uuids) {
             self.check_new_name(&h.name)?;
+            self.check_new_uuid(*uuid)?;
             let r = self.record(self.lid_of(h.lvol)?)?;
+            self.check_tables(r.clusters())?;
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
             pages += layout::layout(&origin)?.pages + self.pages_for_chain(r, &snapshot, false)?;
             if r.thick {
@@ -207,7 +213,8 @@ impl Core {
         snapshot.meta = snapshot_meta;
         snapshot.thick = false;
         snapshot.claims = 0;
-        snapshot.busy = None;
+        // Until the I/O from before has completed its content is not final: nobody opens, clones or deletes it.
+        snapshot.busy = Some("snapshot");
         snapshot.hidden = how.hidden;
         snapshot.children.insert(origin);
         let parent = snapshot.parent;

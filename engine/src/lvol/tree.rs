@@ -362,8 +362,12 @@ impl Lvstore {
             core.may_change()?;
             let lid = core.lid_of(uuid)?;
             let r = core.record(lid)?;
-            if r.hidden {
-                return Ok(());
+            if r.was_deleted() || r.hidden && r.busy == Some("merge") {
+                // Deleted already, but perhaps not durably, and perhaps its merge failed.
+                let batch = r.hot.dirty_batch.load(Ordering::Acquire);
+                drop(core);
+                self.collapse(shard, lid);
+                return self.durable(batch).await;
             }
             if let Some(what) = r.busy {
                 return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
@@ -377,7 +381,8 @@ impl Lvstore {
                 r.intact()?;
                 r.understood()?;
             }
-            if children > 1 && !deferred {
+            // One that was born hidden is there for its clones only: it always waits for them.
+            if children > 1 && !deferred && !r.hidden {
                 let names: Vec<String> =
                     r.children.iter().filter_map(|c| core.records.get(c)).map(Record::name).collect();
                 return Err(err!(
@@ -426,6 +431,8 @@ impl Lvstore {
                 return Err(err!(Invalid, "{snapshot} is not a snapshot that lvol {name} descends from"));
             }
             let clusters = core.record(target)?.clusters();
+            core.check_tables(clusters.saturating_sub(core.record(lid)?.clusters()))?;
+            let r = core.record(lid)?;
             let mut meta = BlobMeta::new(0, clusters, true);
             meta.xattrs = r.meta.xattrs.iter().filter(|x| !x.internal).cloned().collect();
             meta.set_snapshot_parent(Some(core.blob_id_of(target)?));

@@ -110,6 +110,10 @@ impl Lvstore {
         };
         guard.1.wake_all();
         drop(guard);
+        if result.is_ok() {
+            // Snapshots whose other clones SPDK deleted.
+            self.resume_deletes(shard);
+        }
         if let Err(e) = &result
             && !matches!(e.kind(), crate::ErrorKind::NoSpace | crate::ErrorKind::NoMetadataSpace)
         {

@@ -60,6 +60,10 @@ pub struct Record {
     pub claims: u64,
     /// Own entries that only say "zero".
     pub zero_marks: u64,
+    /// Steps of merges into it: whoever looked at what it owns and inherits looks again when this has changed.
+    pub merged: u64,
+    /// Up to this cluster it hides what its grandparent has behind its parent's end.
+    pub masked_to: u64,
     pub thick: bool,
     pub hidden: bool,
     pub damaged: Option<String>,
@@ -81,6 +85,8 @@ impl Record {
             own: 0,
             claims: 0,
             zero_marks: 0,
+            merged: 0,
+            masked_to: 0,
             thick: false,
             hidden: false,
             damaged: None,

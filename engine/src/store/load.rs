@@ -421,7 +421,9 @@ impl Loader<'_> {
             .collect();
         for (lid, other, removing) in marked {
             let other_lid = root_of(other).and_then(|r| self.by_root.get(&r)).copied();
-            let Some(o) = other_lid.and_then(|l| self.records.get(&l)) else { continue };
+            // One that does not open decides nothing: both stay as they are.
+            let other = other_lid.and_then(|l| self.records.get(&l));
+            let Some(o) = other.filter(|o| o.damaged.is_none()) else { continue };
             let me = self.records.get(&lid).map_or(0, |r| blob_id(r.root()));
             if matches!(o.meta.parent(), Ok(Parent::Snapshot(p)) if p == me) {
                 if removing {

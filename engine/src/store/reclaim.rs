@@ -120,7 +120,7 @@ impl Lvstore {
                 }
             }
         }
-        found.retain(|c| self.geo.is_data_cluster(*c) || lock(&self.core).clusters.is_used(*c));
+        found.retain(|c| self.geo.is_data_cluster(*c) && lock(&self.core).clusters.is_used(*c));
         found
     }
 
