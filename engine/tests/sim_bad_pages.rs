@@ -179,15 +179,19 @@ fn each_page(close: bool) {
     assert!(pages.len() > 20, "{} pages", pages.len());
     let (mut refused, mut rng) = (Vec::new(), Rng::new(3));
     for page in pages {
-        let at = |why: String| format!("page {page} (closed: {close}): {why}");
         let (mut world, shard, shards) = world_of(image.clone(), rng.draw());
         world.disk.borrow_mut().bad = page * PAGE..(page + 1) * PAGE;
-        if let Some(e) = world.block_on(0, work(shard, shards, contents.clone())).map_err(at).unwrap() {
+        if let Some(e) = world
+            .block_on(0, work(shard, shards, contents.clone()))
+            .unwrap_or_else(|why| panic!("page {page} (closed: {close}): {why}"))
+        {
             assert!(matches!(e.kind(), ErrorKind::Io | ErrorKind::Corrupt), "page {page}: {e:?}");
             refused.push(page);
         }
         let (mut world, shard, shards) = world_of(world.power_cut(), rng.draw());
-        world.block_on(0, verify(shard, shards, contents.clone())).map_err(at).unwrap();
+        world
+            .block_on(0, verify(shard, shards, contents.clone()))
+            .unwrap_or_else(|why| panic!("page {page} (closed: {close}): {why}"));
     }
     println!("refused with page {refused:?}");
     // The root of the super blob, and after a power cut what the journal has not brought home.
@@ -214,7 +218,7 @@ fn a_damaged_record_is_not_the_end() {
         }
     }
     // Of the last record nobody can say whether it was acknowledged.
-    let last = (0..image.len() / PAGE).filter(magic).next_back().expect("a record");
+    let last = (0..image.len() / PAGE).rfind(magic).expect("a record");
     assert_eq!(opened, own_pages(&image).into_iter().filter(|page| *page >= last).count());
     assert!(refused > 10 && !contents.is_empty(), "{refused} refused");
 }

@@ -205,7 +205,7 @@ impl Run {
 
     async fn compare(&self, shard: &Shard) -> Result<(), String> {
         let listed: Vec<_> = self.store.lvols().into_iter().filter(|l| l.state != LvolState::Hidden).collect();
-        let expected = self.contents.borrow();
+        let expected = self.contents.borrow().clone();
         if listed.len() != expected.len() {
             return Err(format!("{} lvols are there, not {}", listed.len(), expected.len()));
         }

@@ -124,6 +124,36 @@ impl Core {
         Ok(lid)
     }
 
+    /// Removes or hides a lvol, with the open batch. Answers which snapshot may be due for its merge now.
+    fn delete(&mut self, lid: Lid, deferred: bool) -> Result<Option<Lid>> {
+        let r = self.record(lid)?;
+        if let Some(what) = r.busy {
+            return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
+        }
+        if r.hot.is_open() {
+            return Err(err!(Busy, "lvol {} is in use; stop its export first", r.name()));
+        }
+        let children = r.children.len();
+        if children == 0 {
+            return self.remove(lid);
+        }
+        // It would be written anew from what could be read of it.
+        r.intact()?;
+        r.understood()?;
+        // One that was born hidden is there for its clones only: it always waits for them.
+        if children > 1 && !deferred && !r.hidden {
+            let names: Vec<String> = r.children.iter().filter_map(|c| self.records.get(c)).map(Record::name).collect();
+            return Err(err!(
+                HasClones,
+                "snapshot {} has {children} clones ({}): delete clones first, or ask for deferred deletion",
+                r.name(),
+                names.join(", ")
+            ));
+        }
+        self.hide(lid)?;
+        Ok(Some(lid))
+    }
+
     /// Takes a lvol without children out of the store, with the open batch. Answers its parent. The clusters follow.
     pub(super) fn remove(&mut self, lid: Lid) -> Result<Option<Lid>> {
         let r = self.record(lid)?;
@@ -363,42 +393,12 @@ impl Lvstore {
             let lid = core.lid_of(uuid)?;
             let r = core.record(lid)?;
             if r.was_deleted() || r.hidden && r.busy == Some("merge") {
-                // Deleted already, but perhaps not durably, and perhaps its merge failed.
-                let batch = r.hot.dirty_batch.load(Ordering::Acquire);
-                drop(core);
-                self.collapse(shard, lid);
-                return self.durable(batch).await;
-            }
-            if let Some(what) = r.busy {
-                return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
-            }
-            if r.hot.is_open() {
-                return Err(err!(Busy, "lvol {} is in use; stop its export first", r.name()));
-            }
-            let children = r.children.len();
-            if children > 0 {
-                // It would be written anew from what could be read of it.
-                r.intact()?;
-                r.understood()?;
-            }
-            // One that was born hidden is there for its clones only: it always waits for them.
-            if children > 1 && !deferred && !r.hidden {
-                let names: Vec<String> =
-                    r.children.iter().filter_map(|c| core.records.get(c)).map(Record::name).collect();
-                return Err(err!(
-                    HasClones,
-                    "snapshot {} has {children} clones ({}): delete clones first, or ask for deferred deletion",
-                    r.name(),
-                    names.join(", ")
-                ));
-            }
-            let next = if children == 0 {
-                core.remove(lid)?
+                // Already, but perhaps not durably, and perhaps its merge failed.
+                (r.hot.dirty_batch.load(Ordering::Acquire), Some(lid))
             } else {
-                core.hide(lid)?;
-                Some(lid)
-            };
-            (core.open_batch, next)
+                let next = core.delete(lid, deferred)?;
+                (core.open_batch, next)
+            }
         };
         if let Some(next) = next {
             self.collapse(shard, next);

@@ -12,7 +12,7 @@ use super::Lvstore;
 use super::activate::{area_clusters, write_page0};
 use super::load::read_super;
 use super::local::ZEROES;
-use super::system::{SystemArea, find_super_copy};
+use super::system::{SystemArea, find_super_copies};
 use crate::api::{CreateStore, StoreInfo};
 use crate::device::Device;
 use crate::error::{ErrorKind, Result, err};
@@ -57,7 +57,7 @@ impl Lvstore {
         let uuid = shard.random_uuid();
         // Copies of an earlier store's super block may lie around: ours must count as newer.
         let generation = match how.force {
-            true => find_super_copy(&port, device.size()).await?.map_or(1, |(_, old)| old + 2),
+            true => find_super_copies(&port, device.size()).await?.first().map_or(1, |old| old.generation + 2),
             false => 1,
         };
         let mut image = SuperBlock::new(&plan, BSTYPE_COPPICE);

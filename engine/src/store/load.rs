@@ -7,11 +7,11 @@ use super::activate::Start;
 use super::alloc::{Clusters, Pages};
 use super::core::{ATTR_HIDDEN, ATTR_THICK, Core, Lid, Record, tables_max};
 use super::scan::{self, ChainPages, Overlay};
-use super::system::{SystemArea, find_super_copy};
+use super::system::{FoundCopy, SystemArea, find_super_copies};
 use crate::api::Finding;
 use crate::device::{Device, recognise};
 use crate::error::{ErrorKind, Result, err};
-use crate::format::blob::Parent;
+use crate::format::blob::{Parent, parse_xattrs_of_root};
 use crate::format::page::{blob_id, root_of};
 use crate::format::{
     BLOBID_NONE, BSTYPE_COPPICE, BSTYPE_LVOLSTORE, Bits, EXTENTS_PER_PAGE, Extents, Flags, Geometry, MaskKind,
@@ -73,10 +73,28 @@ pub async fn read_super(port: &Port, device: &Device) -> Result<Super> {
             return Err(problem.context(device.path().display()));
         }
     }
-    match find_super_copy(port, device.size()).await? {
-        Some((block, _)) => Ok(Super { block, from_copy: true }),
+    // A device that was used before may have copies of older stores as well.
+    let copies = find_super_copies(port, device.size()).await?;
+    for copy in &copies {
+        if is_of_this_store(port, device, copy).await {
+            return Ok(Super { block: copy.image.clone(), from_copy: true });
+        }
+    }
+    let creating = |copy: &&FoundCopy| matches!(copy.image.private(), Ok(Some(p)) if p.state == PrivateState::Creating);
+    match copies.iter().find(creating) {
+        Some(copy) => Ok(Super { block: copy.image.clone(), from_copy: true }),
         None => Err(problem.context(device.path().display())),
     }
+}
+
+/// The super blob that the copy leads to is that of the copy's own store.
+async fn is_of_this_store(port: &Port, device: &Device, copy: &FoundCopy) -> bool {
+    let Ok(geo) = Geometry::new(&copy.image, device.size()) else { return false };
+    let Some(root) = root_of(copy.image.super_blob).filter(|r| *r < geo.md_len) else { return false };
+    let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
+    let read = port.read(geo.page_offset(root), buf.clone()).done("cannot read the super blob").await;
+    let uuid = read.is_ok().then(|| buf.with(parse_xattrs_of_root)).flatten().and_then(|meta| meta.uuid());
+    uuid == Some(copy.store_uuid)
 }
 
 pub fn is_ours(block: &SuperBlock) -> bool {

@@ -298,12 +298,19 @@ impl SystemArea {
     }
 }
 
-/// Looks for the copy of a super block on the whole device: only when page 0 is unreadable. Answers with the image of the
-/// highest generation. The envelope names its own place, so a copy inside a lvol (a nested store) is not taken.
-pub async fn find_super_copy(port: &Port, device_size: u64) -> Result<Option<(SuperBlock, u64)>> {
+/// A copy of a super block, found on a device.
+pub struct FoundCopy {
+    pub image: SuperBlock,
+    pub generation: u64,
+    pub store_uuid: Uuid,
+}
+
+/// Looks for copies of super blocks on the whole device: only when page 0 is unreadable. Newest first. The envelope names
+/// its own place, so a copy inside a lvol (a nested store) is not taken.
+pub async fn find_super_copies(port: &Port, device_size: u64) -> Result<Vec<FoundCopy>> {
     const SPAN: usize = 1 << 20;
     let buf = port.shard.buf(SPAN + PAGE_SIZE);
-    let mut found: Option<(SuperBlock, u64)> = None;
+    let mut found = Vec::new();
     let mut off = 0;
     while off + 2 * P <= device_size {
         // One page more than the step, so that an image behind an envelope is always in sight.
@@ -318,13 +325,13 @@ pub async fn find_super_copy(port: &Port, device_size: u64) -> Result<Option<(Su
                         continue;
                     }
                     let Ok(image) = SuperBlock::parse(pair[1]) else { continue };
-                    if found.as_ref().is_none_or(|(_, g)| *g < copy.generation) {
-                        found = Some((image, copy.generation));
-                    }
+                    let store_uuid = Uuid::from_bytes(copy.store_uuid);
+                    found.push(FoundCopy { image, generation: copy.generation, store_uuid });
                 }
             });
         }
         off += SPAN as u64;
     }
+    found.sort_by_key(|copy| std::cmp::Reverse(copy.generation));
     Ok(found)
 }

@@ -137,9 +137,27 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
         let failed = store.info().failed.is_some();
         if outcome == Outcome::Done && !failed && !faults.any() {
             let close = rng.one_in(2);
-            let (shard, lv, m) = (world.shards[0].clone(), store.clone(), model.clone());
-            world.block_on(0, async move { end_well(&shard, &lv, &m, close).await }).map_err(at)?;
-            tally.closes += u64::from(close);
+            // What is found now is what there will be, if the close is not cut off.
+            let found: SharedModel = Rc::new(RefCell::new(model.borrow().clone()));
+            let (shard, lv, m) = (world.shards[0].clone(), store.clone(), found.clone());
+            world.block_on(0, async move { end_well(&shard, &lv, &m).await }).map_err(at)?;
+            if close {
+                let ended = Rc::new(RefCell::new(None));
+                let (shard, lv, slot) = (world.shards[0].clone(), store.clone(), ended.clone());
+                world.shards[0].spawn(async move {
+                    let result = close_well(&shard, &lv).await;
+                    *slot.borrow_mut() = Some(result);
+                });
+                // Cut off now and then, and rather at its end: that is where a store changes hands.
+                let written = world.disk.borrow().writes;
+                let crash_at = rng.one_in(2).then(|| written + 1 + rng.below(16));
+                let seen = ended.clone();
+                if world.run(move || seen.borrow().is_some(), crash_at) == Outcome::Done {
+                    ended.borrow_mut().take().ok_or("no result")?.map_err(at)?;
+                    model.replace(found.take());
+                    tally.closes += 1;
+                }
+            }
         }
         drop(store);
         *trace = trace.rotate_left(7) ^ world.trace;
@@ -229,15 +247,16 @@ pub async fn compare(
     Ok(())
 }
 
-async fn end_well(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel, close: bool) -> Result<(), String> {
-    compare_all(shard, store, model, close).await?;
-    sound(shard, store).await?;
-    if close {
-        store.close(shard).await.map_err(|e| format!("close: {e:?}"))?;
-        let info = store.info();
-        if info.seal_work.is_empty() && (info.bstype != "LVOLSTORE" || !info.clean) {
-            return Err(format!("closed, and not a plain store: {info:?}"));
-        }
+async fn end_well(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel) -> Result<(), String> {
+    compare_all(shard, store, model, true).await?;
+    sound(shard, store).await
+}
+
+async fn close_well(shard: &Shard, store: &Arc<Lvstore>) -> Result<(), String> {
+    store.close(shard).await.map_err(|e| format!("close: {e:?}"))?;
+    let info = store.info();
+    if info.seal_work.is_empty() && (info.bstype != "LVOLSTORE" || !info.clean) {
+        return Err(format!("closed, and not a plain store: {info:?}"));
     }
     Ok(())
 }
