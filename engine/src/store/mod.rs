@@ -49,6 +49,7 @@ pub struct Lvstore {
     key: u64,
     pub device: Device,
     pub shards: Vec<ShardHandle>,
+    /// As the store was opened. What growth changes (the number of clusters) is in `core` only.
     pub geo: Geometry,
     pub core: Mutex<core::Core>,
     /// `None` until the first write marks the store as ours.

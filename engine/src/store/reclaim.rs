@@ -120,7 +120,8 @@ impl Lvstore {
                 }
             }
         }
-        found.retain(|c| self.geo.is_data_cluster(*c) && lock(&self.core).clusters.is_used(*c));
+        let core = lock(&self.core);
+        found.retain(|c| core.geo.is_data_cluster(*c) && core.clusters.is_used(*c));
         found
     }
 
