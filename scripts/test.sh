@@ -30,6 +30,8 @@ step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
 step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
     "cargo test --release -p coppice --test bench -- --ignored"
+step power-cuts full "power cuts under the real binary, on a disk whose write cache forgets" \
+    "cargo test --release -p coppice --test power_cut -- --ignored --nocapture"
 step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \

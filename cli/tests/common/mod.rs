@@ -24,6 +24,7 @@ pub struct Driver {
     child: Option<Child>,
     dir: TempDir,
     pub base: PathBuf,
+    store: PathBuf,
 }
 
 pub struct Clients {
@@ -46,16 +47,23 @@ impl Driver {
         };
         engine.create_store(&base.join("store"), how).await?;
         engine.shutdown().await;
-        let mut driver = Driver { child: None, dir, base };
+        let mut driver = Driver { child: None, dir, store: base.join("store"), base };
         driver.run().await?;
         Ok(driver)
+    }
+
+    /// For the lvstore at `store`; it does not run yet.
+    pub fn on(store: &Path) -> Result<Driver> {
+        let dir = tempfile::Builder::new().prefix("coppice-test-").tempdir()?;
+        let base = dir.path().canonicalize()?;
+        Ok(Driver { child: None, dir, base, store: store.into() })
     }
 
     /// Starts the process and waits for its socket.
     pub async fn run(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.base.join("log"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_coppice"));
-        command.arg("standalone").arg("--lvstore").arg(self.base.join("store"));
+        command.arg("standalone").arg("--lvstore").arg(&self.store);
         command.arg("--endpoint").arg(format!("unix://{}", self.socket().display()));
         command.arg("--run-dir").arg(self.base.join("run")).arg("--node-id").arg("test-node");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -109,7 +117,7 @@ impl Driver {
     /// What the closed store holds, and what its checker finds.
     pub async fn inspect(&self) -> Result<(Vec<LvolInfo>, Vec<Finding>)> {
         let engine = Engine::start(EngineConfig { shards: 1, ..EngineConfig::default() })?;
-        let store = engine.open_store(&self.base.join("store"), OpenStore { read_only: true }).await?;
+        let store = engine.open_store(&self.store, OpenStore { read_only: true }).await?;
         let found = (store.lvols().await?, store.check().await?);
         store.close().await?;
         engine.shutdown().await;
@@ -124,15 +132,13 @@ impl Driver {
         let all = coppice_node::host::mountinfo::read()?;
         Ok(all.into_iter().map(|m| m.target).filter(|target| target.starts_with(&self.base)).collect())
     }
-}
 
-impl Drop for Driver {
-    fn drop(&mut self) {
+    /// Ends the process if it runs, and takes its mounts and devices away, as a reboot does.
+    pub fn power_off(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // A test that failed half way leaves mounts; none may outlive it.
         // The exports' own mounts come last: their devices are found by them.
         let exports = self.base.join("run/exports");
         let mounts = self.mounts().unwrap_or_default();
@@ -140,6 +146,13 @@ impl Drop for Driver {
             let _ = rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH);
         }
         let _ = coppice_engine::remove_dead_exports(&exports);
+    }
+}
+
+impl Drop for Driver {
+    // A test that failed half way leaves mounts; none may outlive it.
+    fn drop(&mut self) {
+        self.power_off();
     }
 }
 
