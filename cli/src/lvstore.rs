@@ -250,13 +250,17 @@ fn grown(before: &StoreInfo, after: &StoreInfo) -> String {
 }
 
 fn report(format: Format, findings: Vec<Finding>) -> Result<Outcome> {
-    let outcome = if findings.is_empty() { Outcome::Done } else { Outcome::Found };
+    let sound = findings.iter().all(|f| f.heals);
+    let outcome = if sound { Outcome::Done } else { Outcome::Found };
     match format {
         Format::Json => print_json(&Findings { findings })?,
         Format::Table if findings.is_empty() => print("nothing found: every invariant holds\n")?,
         Format::Table => {
             let rows = findings.into_iter().map(|f| vec![f.kind, f.lvol.unwrap_or_else(|| "–".into()), f.message]);
             print(&(table(&[left("FOUND"), left("LVOL"), left("WHAT")], rows).join("\n") + "\n"))?;
+            if sound {
+                print("nothing is lost: this is what a crash leaves\n")?;
+            }
         }
     }
     Ok(outcome)

@@ -190,6 +190,8 @@ pub struct Finding {
     pub lvol: Option<String>,
     /// A sentence that says what is wrong and where.
     pub message: String,
+    /// What a crash may leave: nothing is lost, and the next change repairs it. The store counts as sound.
+    pub heals: bool,
 }
 
 /// Progress of long work: `done` of `total` units.

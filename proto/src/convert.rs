@@ -164,13 +164,13 @@ impl TryFrom<v1::Store> for StoreInfo {
 
 impl From<Finding> for v1::Finding {
     fn from(finding: Finding) -> Self {
-        v1::Finding { kind: finding.kind, lvol: finding.lvol, message: finding.message }
+        v1::Finding { kind: finding.kind, lvol: finding.lvol, message: finding.message, heals: finding.heals }
     }
 }
 
 impl From<v1::Finding> for Finding {
     fn from(finding: v1::Finding) -> Self {
-        Finding { kind: finding.kind, lvol: finding.lvol, message: finding.message }
+        Finding { kind: finding.kind, lvol: finding.lvol, message: finding.message, heals: finding.heals }
     }
 }
 

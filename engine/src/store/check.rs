@@ -27,13 +27,16 @@ impl Lvstore {
         let mut findings = disk.core.load_findings.clone();
         if disk.start.from_copy {
             let message = "the super block is unreadable; its second copy is used and replaces it with the next write";
-            findings.push(finding("super-block", None, message));
+            findings.push(Finding { heals: true, ..finding("super-block", None, message) });
         }
         if let Some(area) = &disk.start.area
             && let Some(problem) = area.copy_problem(&local.port, &disk.core.super_block).await?
         {
-            let message = format!("the second copy of the super block {problem}; the next change writes it anew");
-            findings.push(finding("super-block", None, message));
+            // Between a crash and the first change it may be newer than page 0, or torn.
+            let heals = !self.is_active();
+            let when = if heals { "the next change" } else { "a close" };
+            let message = format!("the second copy of the super block {problem}; {when} writes it anew");
+            findings.push(Finding { heals, ..finding("super-block", None, message) });
         }
         for r in disk.core.records.values() {
             if let Some(why) = &r.damaged

@@ -242,7 +242,7 @@ async fn read_masks(port: &Port, geo: &Geometry) -> Result<(Bits, Bits, Bits)> {
 }
 
 pub fn finding(kind: &str, lvol: Option<&str>, message: impl Into<String>) -> Finding {
-    Finding { kind: kind.into(), lvol: lvol.map(Into::into), message: message.into() }
+    Finding { kind: kind.into(), lvol: lvol.map(Into::into), message: message.into(), heals: false }
 }
 
 /// What is used and a mask calls free: SPDK would give it away.
