@@ -36,6 +36,8 @@ step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \
     "scripts/demo-test.sh"
+step callers full "random CSI callers while the driver is killed; COPPICE_CALLERS_SECONDS=N goes on with fresh seeds" \
+    "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) cargo test --release -p coppice --test callers -- --ignored --nocapture"
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
     "scripts/fs-torture.sh"
 # -------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod connect;
 mod demo;
+mod guard;
 mod lvol;
 mod lvstore;
 mod output;

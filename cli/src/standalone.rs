@@ -4,6 +4,7 @@
 //! and the mount points of exports. A predecessor that was killed left dead mounts and devices: they are removed before
 //! anything is served.
 
+use crate::guard::Guard;
 use crate::quiesce::NodeQuiesce;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -35,6 +36,8 @@ use tracing::{info, warn};
 pub const DEFAULT_RUN_DIR: &str = "/run/coppice";
 /// How long a store that another process still holds is waited for: a killed predecessor's last I/O.
 const LOCK_SECONDS_MAX: u64 = 10;
+/// How long a killed predecessor's guard is waited for.
+const RUN_DIR_SECONDS_MAX: u64 = 5;
 /// How long calls that are running may take to end.
 const DRAIN_SECONDS_MAX: u64 = 30;
 
@@ -69,6 +72,8 @@ pub struct Server {
     stop: watch::Sender<bool>,
     serving: JoinSet<Result<()>>,
     sockets: [PathBuf; 2],
+    // Dropped before the lock.
+    _guard: Guard,
     // Held until the end: the run directory is ours.
     _lock: File,
 }
@@ -127,6 +132,7 @@ impl Server {
         }
         let lock = take_run_dir(&config.run_dir)?;
         let run_dir = config.run_dir.canonicalize().with_context(|| config.run_dir.display().to_string())?;
+        let guard = Guard::start(&lock, &run_dir.join("exports"))?;
         let engine = Engine::start(EngineConfig { shards: config.shards, ..EngineConfig::default() })?;
         let stores = open_all(&engine, &config.lvstores).await?;
         let node = Arc::new(Node::new(stores.clone(), &run_dir)?);
@@ -160,7 +166,17 @@ impl Server {
             info!(lvstore = store.name(), path = %store.path().display(), "open");
         }
         info!(endpoint = %config.endpoint.display(), admin = %admin_path.display(), "serving");
-        Ok(Server { engine, stores, node, calls, stop, serving, sockets: [config.endpoint, admin_path], _lock: lock })
+        Ok(Server {
+            engine,
+            stores,
+            node,
+            calls,
+            stop,
+            serving,
+            sockets: [config.endpoint, admin_path],
+            _guard: guard,
+            _lock: lock,
+        })
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -233,12 +249,18 @@ fn take_run_dir(dir: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
     let lock = lock.with_context(|| format!("open {}", path.display()))?;
-    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another coppice runs with --run-dir {}: stop it, or use another directory", dir.display())
+    let deadline = Instant::now() + Duration::from_secs(RUN_DIR_SECONDS_MAX);
+    loop {
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                bail!("another coppice runs with --run-dir {}: stop it, or use another directory", dir.display())
+            }
+            Err(e) => return Err(e).with_context(|| format!("lock {}", path.display())),
         }
-        Err(e) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }
 

@@ -98,7 +98,13 @@ impl Driver {
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the driver does not run")?;
         child.kill()?;
-        child.wait()?;
+        let began = Instant::now();
+        while child.try_wait()?.is_none() {
+            if began.elapsed() > Duration::from_secs(30) {
+                bail!("the killed driver {} does not go: its own devices hold it", child.id());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 

@@ -119,8 +119,14 @@ impl Controller for ControllerService {
                 no_mutable(&request.mutable_parameters)?;
                 let source = match request.volume_content_source.map(|source| source.r#type) {
                     None => None,
-                    Some(Some(SourceType::Snapshot(s))) => Some(SourceId::Snapshot(s.snapshot_id)),
-                    Some(Some(SourceType::Volume(v))) => Some(SourceId::Volume(v.volume_id)),
+                    Some(Some(SourceType::Snapshot(s))) => {
+                        need(&s.snapshot_id, "snapshot id in its volume_content_source")?;
+                        Some(SourceId::Snapshot(s.snapshot_id))
+                    }
+                    Some(Some(SourceType::Volume(v))) => {
+                        need(&v.volume_id, "volume id in its volume_content_source")?;
+                        Some(SourceId::Volume(v.volume_id))
+                    }
                     Some(None) => return Err(Status::invalid_argument("volume_content_source names no source")),
                 };
                 let how = CreateVolume {

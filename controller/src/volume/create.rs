@@ -2,7 +2,7 @@
 //!
 //! The lvol and its attributes come into being in one transaction, so a retry finds either the whole volume or nothing.
 
-use super::names::{check_request_name, lvol_name};
+use super::names::{check_request_name, lvol_name, name_key};
 use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, clone, no_volume, volume_from};
 use coppice_engine::{CreateClone, CreateLvol, ErrorKind, LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes::{self, Attributes};
@@ -62,7 +62,7 @@ impl CreateVolume {
 impl Volumes {
     pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
         request.check()?;
-        let _turn = self.turns.take(&format!("the volume name {:?}", request.name)).await?;
+        let _turn = self.turns.take(&name_key(&request.name)).await?;
         let pools = self.backend.pools().await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {

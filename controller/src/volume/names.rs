@@ -22,6 +22,11 @@ pub fn check_request_name(name: &str, what: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The key under which requests of a name queue: those for volumes and those for snapshots, because their lvols share names.
+pub fn name_key(request: &str) -> String {
+    format!("the name {request:?}")
+}
+
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
 }

@@ -1,7 +1,7 @@
 //! Snapshots of volumes.
 
 use super::create::reachable;
-use super::names::{check_request_name, lvol_name};
+use super::names::{check_request_name, lvol_name, name_key};
 use super::{Consistency, Error, Result, Volumes, no_volume};
 use coppice_engine::{CreateSnapshot as Take, ErrorKind, LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes;
@@ -37,7 +37,7 @@ impl Volumes {
         if request.volume_id.is_empty() {
             return Err(Error::Invalid("the request names no source volume".into()));
         }
-        let _name_turn = self.turns.take(&format!("the snapshot name {:?}", request.name)).await?;
+        let _name_turn = self.turns.take(&name_key(&request.name)).await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
             let snapshot = self.snapshot_of(found, &lvols).await?;

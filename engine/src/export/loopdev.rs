@@ -1,10 +1,11 @@
 //! Loop devices: attach with direct I/O, take a new size, detach and see that it happened.
 //!
 //! Everything here blocks, and opening the backing file of an export or asking for its size waits for the shard that
-//! serves it: never call any of it on a shard's thread.
+//! serves it: never call any of it on a shard's thread. What asks the device or its file runs apart, so that a killed process
+//! does not wait for its own answer ([`apart`]).
 
 use crate::error::{Error, Result, err};
-use crate::sys::loop_ctl;
+use crate::sys::{apart, loop_ctl};
 use rustix::fs::{CWD, FileType, Mode, OFlags, major, makedev, minor};
 use std::fs;
 use std::io;
@@ -40,6 +41,10 @@ pub enum Detached {
 impl LoopDevice {
     /// Binds `file` to a free loop device. A node missing in `/dev` (containers) is made, and stays.
     pub fn attach(file: &Path, block_size: u32, read_only: bool) -> Result<LoopDevice> {
+        on_thread_apart(|| Self::attach_here(file, block_size, read_only))
+    }
+
+    fn attach_here(file: &Path, block_size: u32, read_only: bool) -> Result<LoopDevice> {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let backing = rustix::fs::open(file, access | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())
             .map_err(|e| failed(e.into(), format_args!("cannot open {}", file.display())))?;
@@ -77,9 +82,11 @@ impl LoopDevice {
 
     /// The device takes its file's size of now.
     pub fn refresh_size(&self) -> Result<()> {
-        let opened = self.open(OFlags::RDONLY)?;
-        loop_ctl::set_capacity(&opened)
-            .map_err(|e| failed(e, format_args!("cannot set the size of {}", self.path().display())))
+        on_thread_apart(|| {
+            let opened = self.open(OFlags::RDONLY)?;
+            loop_ctl::set_capacity(&opened)
+                .map_err(|e| failed(e, format_args!("cannot set the size of {}", self.path().display())))
+        })
     }
 
     /// Detaches if nobody has the device open or mounted, in any mount namespace; else `Busy`, and nothing has changed.
@@ -90,7 +97,7 @@ impl LoopDevice {
             if !self.is_bound() {
                 return Ok(());
             }
-            match self.try_detach() {
+            match on_thread_apart(|| self.try_detach()) {
                 Err(e) if e.kind() == crate::error::ErrorKind::Busy && Instant::now() < give_up => {
                     std::thread::sleep(PAUSE);
                 }
@@ -150,6 +157,10 @@ impl LoopDevice {
 
     /// Detaches for whoever uses it, at the latest with its last user: for a file whose server is dead.
     pub fn detach_lazily(&self) -> Result<Detached> {
+        on_thread_apart(|| self.detach_lazily_here())
+    }
+
+    fn detach_lazily_here(&self) -> Result<Detached> {
         let opened = match self.open(OFlags::RDONLY) {
             Ok(opened) => opened,
             Err(_) if !self.is_bound() => return Ok(Detached::Now),
@@ -179,6 +190,10 @@ impl LoopDevice {
         });
         open_node(&self.path(), FileType::BlockDevice, numbers.unwrap_or((LOOP_MAJOR, self.number)), flags)
     }
+}
+
+fn on_thread_apart<R: Send>(work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    apart::run(work).map_err(|e| err!(Io, "cannot start a thread: {e}"))?
 }
 
 /// Every bound loop device.

@@ -4,6 +4,7 @@
 //! completion has been seen, so a dropped future can never leave the kernel with freed memory.
 #![allow(unsafe_code)]
 
+pub mod apart;
 pub mod block;
 pub mod buf;
 pub mod fuse_dev;

@@ -1,6 +1,7 @@
 //! External commands: never a shell, always a deadline, output captured.
 
 use crate::{Error, Result};
+use coppice_engine::sys::apart;
 use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
 use std::time::Duration;
@@ -78,14 +79,16 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(cut).into_owned()
 }
 
-/// Runs blocking system calls off the executor. At the deadline the caller goes on; the kernel may still be at it.
+/// Runs blocking system calls off the executor, on a thread apart because they may ask devices that this process serves. At
+/// the deadline the caller goes on; the kernel may still be at it. Files are opened in `work` itself.
 pub async fn blocking<T: Send + 'static>(
     what: &str,
     deadline: Duration,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::time::timeout(deadline, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(done)) => done,
+    match tokio::time::timeout(deadline, tokio::task::spawn_blocking(|| apart::run(work))).await {
+        Ok(Ok(Ok(done))) => done,
+        Ok(Ok(Err(e))) => Err(Error::Host(format!("{what}: cannot start a thread: {e}"))),
         Ok(Err(e)) => Err(Error::Host(format!("{what}: {e}"))),
         Err(_) => Err(Error::Deadline(format!("{what}: not done after {} s", deadline.as_secs()))),
     }

@@ -35,6 +35,11 @@ pub async fn before_mount(device: &Path, fs_type: &str) -> Result<()> {
     Ok(())
 }
 
+/// False for a file system that stays as it is on a device of this size. It is mounted all the same.
+pub fn can_grow(device: &Path, fs_type: &str) -> Result<bool> {
+    Ok(fs_type != "btrfs" || device::size(device)? >= BTRFS_BYTES_MIN)
+}
+
 /// Grows the mounted file system, if its device is larger.
 pub async fn mounted(device: &Path, fs_type: &str, at: &Path) -> Result<()> {
     match fs_type {

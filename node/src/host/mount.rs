@@ -13,6 +13,9 @@ use std::time::Duration;
 /// Journal replay of a large file system takes its time.
 const MOUNT_SECONDS_MAX: u64 = 300;
 const UNMOUNT_SECONDS_MAX: u64 = 120;
+/// Limits of Linux.
+const PATH_BYTES_MAX: usize = 4095;
+const NAME_BYTES_MAX: usize = 255;
 
 /// Mount options, split as mount(2) wants them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,10 +178,10 @@ pub fn make_dir(target: &Path) -> Result<()> {
         Ok(meta) if meta.is_dir() => return Ok(()),
         Ok(_) => return Err(Error::Precondition(format!("{} exists and is not a directory", target.display()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::Host(format!("look at {}: {e}", target.display()))),
+        Err(e) => return Err(at_path(e, format_args!("look at {}", target.display()))),
     }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(target);
-    made.doing(|| format!("make the directory {}", target.display()))
+    made.map_err(|e| at_path(e, format_args!("make the directory {}", target.display())))
 }
 
 /// Makes the file `target` to bind a device node on, if it is not there.
@@ -195,7 +198,19 @@ pub fn make_file(target: &Path) -> Result<()> {
                 false => Err(Error::Precondition(format!("{} exists and is not a file", target.display()))),
             }
         }
-        Err(e) => Err(Error::Host(format!("make the file {}: {e}", target.display()))),
+        Err(e) => Err(at_path(e, format_args!("make the file {}", target.display()))),
+    }
+}
+
+/// The error of a path that the caller chose: where it is at fault, the caller has to act.
+fn at_path(e: std::io::Error, doing: std::fmt::Arguments<'_>) -> Error {
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotADirectory, ReadOnlyFilesystem, ResourceBusy};
+    match e.kind() {
+        DirectoryNotEmpty => Error::Precondition(format!("{doing}: it is not empty, and not ours to empty")),
+        NotADirectory | ReadOnlyFilesystem | ResourceBusy => {
+            Error::Precondition(format!("{doing}: {e}; use another path"))
+        }
+        _ => Error::Host(format!("{doing}: {e}")),
     }
 }
 
@@ -203,11 +218,12 @@ pub fn make_file(target: &Path) -> Result<()> {
 pub fn remove_target(target: &Path) -> Result<()> {
     let meta = match std::fs::symlink_metadata(target) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(()),
         Err(e) => return Err(Error::Host(format!("look at {}: {e}", target.display()))),
     };
     if meta.is_dir() {
-        return std::fs::remove_dir(target).doing(|| format!("remove the directory {}", target.display()));
+        return std::fs::remove_dir(target)
+            .map_err(|e| at_path(e, format_args!("remove the directory {}", target.display())));
     }
     if meta.is_file() && meta.len() == 0 {
         return std::fs::remove_file(target).doing(|| format!("remove {}", target.display()));
@@ -220,6 +236,10 @@ pub fn remove_target(target: &Path) -> Result<()> {
 pub fn check_path(path: &str, what: &str) -> Result<PathBuf> {
     if path.is_empty() {
         return Err(Error::Invalid(format!("the request has no {what}")));
+    }
+    let parts_fit = path.split('/').all(|part| part.len() <= NAME_BYTES_MAX);
+    if path.len() > PATH_BYTES_MAX || !parts_fit || path.contains('\0') {
+        return Err(Error::Invalid(format!("the {what} is longer than a path can be, or has a zero byte in it")));
     }
     let path = PathBuf::from(path);
     let climbs = path.components().any(|part| matches!(part, std::path::Component::ParentDir));

@@ -22,9 +22,11 @@ pub use quiesce::Consistency;
 pub use record::Record;
 pub use stats::Usage;
 
+use crate::host::device;
+use crate::host::mountinfo::Mount;
 use crate::{Error, Result};
 use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store};
-use coppice_proto::turns::Turns;
+use coppice_proto::turns::{Turn, Turns};
 use record::Records;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -35,13 +37,24 @@ use uuid::Uuid;
 /// How long a call waits for another call on the same volume.
 const QUEUE_SECONDS_MAX: u64 = 60;
 
+/// Whose a mount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    This,
+    /// Another volume's, or nothing of this driver.
+    Other,
+    /// A mount of a device whose server is gone.
+    Dead,
+}
+
 /// The volumes of this node.
 pub struct Node {
     stores: Arc<[Store]>,
     exports: PathBuf,
     records: Records,
     turns: Turns,
-    frozen: Mutex<HashMap<Uuid, crate::host::freeze::Frozen>>,
+    /// Held still for a snapshot; nothing else is done with them meanwhile.
+    frozen: Mutex<HashMap<Uuid, (crate::host::freeze::Frozen, Turn)>>,
 }
 
 impl Node {
@@ -53,6 +66,36 @@ impl Node {
         let turns = Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX));
         let records = Records::open(&run_dir.join("attached"))?;
         Ok(Node { stores, exports, records, turns, frozen: Mutex::default() })
+    }
+
+    /// Refuses a path of the driver's own run directory.
+    fn check_place(&self, path: &Path) -> Result<()> {
+        match self.exports.parent().is_some_and(|run_dir| path.starts_with(run_dir)) {
+            true => {
+                Err(Error::Invalid(format!("{} is in the driver's own run directory: use another", path.display())))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Whose a mount is, as far as a call on the volume `id` is concerned.
+    fn owner_of(&self, mount: &Mount, id: &str) -> Result<Owner> {
+        let own = Uuid::parse_str(id).ok();
+        for export in self.stores.iter().flat_map(|store| store.exports()) {
+            let device = export.device();
+            if mount.is_of(&device, device::number(&device).ok()) {
+                return Ok(if Some(export.lvol()) == own { Owner::This } else { Owner::Other });
+            }
+        }
+        // A loop device that no export has, and that is free or still shows one's file, is what a killed process left.
+        let shown = if mount.fs_type == "devtmpfs" { &mount.root } else { &mount.source };
+        let name = shown.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.starts_with("loop") {
+            return Ok(Owner::Other);
+        }
+        let device = Path::new("/dev").join(name);
+        let foreign = device::loops()?.iter().any(|(path, file)| *path == device && !file.starts_with(&self.exports));
+        Ok(if foreign { Owner::Other } else { Owner::Dead })
     }
 
     /// Where the FUSE mounts of exports are.

@@ -1,7 +1,7 @@
 //! Publish: bind what is staged to where one user expects it. Unpublish: take it away.
 
-use super::Node;
 use super::stage::{check, key};
+use super::{Node, Owner};
 use crate::host::mount::{self, IfBusy, Options};
 use crate::host::{device, mountinfo};
 use crate::{Error, Result};
@@ -21,6 +21,11 @@ impl Node {
         read_only: bool,
     ) -> Result<()> {
         check(capability)?;
+        self.check_place(staging)?;
+        self.check_place(target)?;
+        if staging == target {
+            return Err(Error::Invalid(format!("staging and target path are the same: {}", target.display())));
+        }
         let _turn = self.turns.take(&key(id)).await?;
         let device = self.stage_in_turn(id, staging, capability).await?;
         let (flags, is_block): (&[String], bool) = match &capability.access {
@@ -71,13 +76,24 @@ impl Node {
 
     /// Unmounts and removes the target. Works without the volume, and when its device is dead.
     pub async fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
+        self.check_place(target)?;
         let _turn = self.turns.take(&key(id)).await?;
+        if let Some(record) = Uuid::parse_str(id).ok().map(|uuid| self.records.get(uuid)).transpose()?.flatten()
+            && record.staging == target
+        {
+            let message = format!("the volume {id} is staged at {}, not published: unstage it", target.display());
+            return Err(Error::Precondition(message));
+        }
         if let Some(there) = mountinfo::at(target)? {
-            let alive = Uuid::parse_str(id)
-                .ok()
-                .and_then(|uuid| self.stores.iter().find_map(|store| store.export_of(uuid)))
-                .is_some_and(|export| there.is_of(&export.device(), device::number(&export.device()).ok()));
-            mount::unmount(target, if alive { IfBusy::Refuse } else { IfBusy::Detach }).await?;
+            let if_busy = match self.owner_of(&there, id)? {
+                Owner::This => IfBusy::Refuse,
+                Owner::Dead => IfBusy::Detach,
+                Owner::Other => {
+                    let (at, of) = (target.display(), there.source.display());
+                    return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
+                }
+            };
+            mount::unmount(target, if_busy).await?;
         }
         mount::remove_target(target)?;
         info!(volume = id, target = %target.display(), "unpublished");

@@ -18,8 +18,10 @@ pub enum Consistency {
 }
 
 impl Node {
-    /// Nothing to do for volumes that are not in use here.
+    /// Nothing to do for volumes that are not in use here. Until [`Node::after_snapshot`] the volume is neither unmounted nor
+    /// mounted: a file system that is unmounted while it is frozen cannot be thawed any more.
     pub async fn before_snapshot(&self, lvol: Uuid, how: Consistency) -> Result<()> {
+        let turn = self.turns.take(&lvol.to_string()).await?;
         let Some(export) = self.stores.iter().find_map(|store| store.export_of(lvol)) else { return Ok(()) };
         if how == Consistency::Crash {
             return Ok(());
@@ -33,7 +35,7 @@ impl Node {
             (Some(fs), Consistency::Freeze) => {
                 let frozen = freeze::freeze(&fs.target).await?;
                 let mut all = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-                all.insert(lvol, frozen);
+                all.insert(lvol, (frozen, turn));
                 Ok(())
             }
             (Some(fs), _) => mount::sync_file_system(&fs.target, limit).await,
@@ -46,7 +48,7 @@ impl Node {
     pub async fn after_snapshot(&self, lvol: Uuid) -> Result<()> {
         let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).remove(&lvol);
         match frozen {
-            Some(frozen) => frozen.thaw().await.map_err(|e| Error::Deadline(e.to_string())),
+            Some((frozen, _turn)) => frozen.thaw().await.map_err(|e| Error::Deadline(e.to_string())),
             None => Ok(()),
         }
     }

@@ -1,18 +1,19 @@
 //! Stage: lvol to mounted file system. Unstage: back.
 
-use super::{Node, Record, prepare};
+use super::{Node, Owner, Record, prepare};
 use crate::host::mount::{self, IfBusy, Options};
 use crate::host::{device, grow, mkfs, mountinfo};
 use crate::{Error, Result};
 use coppice_engine::{ErrorKind, Export, LvolInfo, Store};
 use coppice_proto::capability::{Access, Capability, Mode};
 use std::path::{Path, PathBuf};
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 impl Node {
     pub async fn stage(&self, id: &str, staging: &Path, capability: &Capability) -> Result<()> {
         check(capability)?;
+        self.check_place(staging)?;
         let _turn = self.turns.take(&key(id)).await?;
         self.stage_in_turn(id, staging, capability).await?;
         Ok(())
@@ -24,17 +25,39 @@ impl Node {
         if let Some(device) = self.staged(store, &lvol, staging, capability)? {
             return Ok(device);
         }
+        let was_exported = store.export_of(lvol.uuid).is_some();
+        let done = self.stage_anew(store, &lvol, staging, capability).await;
+        if done.is_err()
+            && !was_exported
+            && let Some(export) = store.export_of(lvol.uuid)
+        {
+            // A volume that could not be staged is not in use: it can be deleted.
+            match export.stop().await {
+                Ok(()) => self.records.remove(lvol.uuid)?,
+                Err(e) => warn!(volume = %lvol.uuid, "its device stays until it is unstaged: {e}"),
+            }
+        }
+        done
+    }
+
+    async fn stage_anew(
+        &self,
+        store: &Store,
+        lvol: &LvolInfo,
+        staging: &Path,
+        capability: &Capability,
+    ) -> Result<PathBuf> {
         match &capability.access {
             Access::Block => {
-                let export = self.export(store, &lvol, capability.mode == Mode::ReaderOnly).await?;
-                self.record(&lvol, staging, None, &[], &export)?;
+                let export = self.export(store, lvol, capability.mode == Mode::ReaderOnly).await?;
+                self.record(lvol, staging, None, &[], &export)?;
                 info!(volume = %lvol.uuid, device = %export.device().display(), "staged as a block device");
                 Ok(export.device())
             }
             Access::Mount { fs_type, flags } => {
                 // Writable even for readers: the journal must be replayed.
-                let export = self.export(store, &lvol, false).await?;
-                self.mount_staged(store, &lvol, staging, fs_type, flags, &export).await?;
+                let export = self.export(store, lvol, false).await?;
+                self.mount_staged(store, lvol, staging, fs_type, flags, &export).await?;
                 Ok(export.device())
             }
         }
@@ -50,6 +73,10 @@ impl Node {
         export: &Export,
     ) -> Result<()> {
         let mut options = Options::read(flags)?;
+        if let Some(there) = mountinfo::at(staging)? {
+            let (at, of) = (staging.display(), there.source.display());
+            return Err(Error::Precondition(format!("{at} is a mount of {of} already: unstage that first")));
+        }
         let device = export.device();
         export.refresh_size().await?;
         let ready = prepare::prepare(store, lvol, &device, asked).await?;
@@ -65,7 +92,9 @@ impl Node {
         mount::make_dir(staging)?;
         self.record(lvol, staging, Some(fs_type), flags, export)?;
         mount::mount(&device, staging, fs_type, &options).await?;
-        if let Err(e) = grow::mounted(&device, fs_type, staging).await {
+        if grow::can_grow(&device, fs_type)?
+            && let Err(e) = grow::mounted(&device, fs_type, staging).await
+        {
             mount::unmount(staging, IfBusy::Refuse).await?;
             return Err(e);
         }
@@ -138,9 +167,16 @@ impl Node {
     }
 
     pub async fn unstage(&self, id: &str, staging: &Path) -> Result<()> {
+        self.check_place(staging)?;
         let _turn = self.turns.take(&key(id)).await?;
         let uuid = Uuid::parse_str(id).ok();
         let export = uuid.and_then(|uuid| self.stores.iter().find_map(|store| store.export_of(uuid)));
+        if let (Some(uuid), Some(_)) = (uuid, &export)
+            && let Some(record) = self.records.get(uuid)?.filter(|record| record.staging != staging)
+        {
+            let (at, asked) = (record.staging.display(), staging.display());
+            return Err(Error::Precondition(format!("the volume {id} is staged at {at}, not at {asked}")));
+        }
         if let Some(export) = &export {
             let others: Vec<String> = self
                 .mounts_of(&export.device())?
@@ -154,13 +190,15 @@ impl Node {
             }
         }
         if let Some(there) = mountinfo::at(staging)? {
-            let own = export.as_ref().is_some_and(|e| there.is_of(&e.device(), device::number(&e.device()).ok()));
-            let left = there.source.starts_with("/dev") && device::name(&there.source)?.starts_with("loop");
-            if !own && !left {
-                let (at, of) = (staging.display(), there.source.display());
-                return Err(Error::Precondition(format!("{at} is a mount of {of}, which is no volume of this driver")));
-            }
-            mount::unmount(staging, if own { IfBusy::Refuse } else { IfBusy::Detach }).await?;
+            let if_busy = match self.owner_of(&there, id)? {
+                Owner::This => IfBusy::Refuse,
+                Owner::Dead => IfBusy::Detach,
+                Owner::Other => {
+                    let (at, of) = (staging.display(), there.source.display());
+                    return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
+                }
+            };
+            mount::unmount(staging, if_busy).await?;
         }
         if let Some(export) = export {
             match export.stop().await {
