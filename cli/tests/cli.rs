@@ -412,7 +412,8 @@ fn what_is_refused() -> Result<()> {
 fn what_is_not_formatted() -> Result<()> {
     let place = Place::with_store()?;
     place.refused("lvstore create fast.img", "not blank")?;
-    place.refused("lvstore create fast.img --size 64M", "exists already")?;
+    place.refused("lvstore create fast.img --size 64M", "not blank")?;
+    place.refused("lvstore create fast.img --size 65M", "exists already")?;
     place.refused("lvstore create new.img", "--size")?;
     place.refused("lvstore create /dev/null --size 1G", "no file")?;
     place.refused("lvstore create small.img --size 64K", "at least")?;
