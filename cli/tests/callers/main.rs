@@ -76,7 +76,13 @@ async fn run(seed: u64) -> Result<()> {
     let kills = world.deaths();
     let calls = *world.calls.borrow();
     if let Err(e) = done {
-        let log = world.driver.lock().await.log();
+        let mut driver = world.driver.lock().await;
+        // A driver that nobody told to end takes a moment to be gone.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        if let Some(status) = driver.ended() {
+            eprintln!("the driver ended by itself: {status}");
+        }
+        let log = driver.log();
         let tail: Vec<&str> = log.lines().rev().take(80).collect();
         for line in tail.iter().rev() {
             eprintln!("{line}");
@@ -160,7 +166,8 @@ async fn quiet(observer: &mut Caller, callers: &mut [Caller]) -> Result<()> {
     exactly(observer, callers).await?;
     for caller in callers.iter_mut() {
         caller.look().await?;
-        caller.check_content().await?;
+        let done = caller.check_content().await;
+        done.with_context(|| format!("{}; before:\n  {}", caller.name(), caller.done.join("\n  ")))?;
     }
     exactly(observer, callers).await
 }

@@ -108,6 +108,11 @@ impl Driver {
         Ok(())
     }
 
+    /// How the driver ended, if it did without being told.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
     /// As an orchestrator ends it; it must end well.
     pub async fn terminate(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the driver does not run")?;

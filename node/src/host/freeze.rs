@@ -60,6 +60,13 @@ pub async fn freeze(path: &Path) -> Result<Frozen> {
     }
 }
 
+/// Thaws what a killed process may have left frozen: a file system that is unmounted frozen stays for ever.
+pub async fn thaw_dead(path: &Path) {
+    let args = [OsStr::new("-u"), path.as_os_str()];
+    // Most are not frozen; that is no failure. One that is being frozen is waited for.
+    let _ = run("fsfreeze", &args, Duration::from_secs(FREEZE_SECONDS_MAX)).await;
+}
+
 impl Frozen {
     /// Thaws. An error if it was not frozen any more: then it moved while it should have been still.
     pub async fn thaw(self) -> Result<()> {

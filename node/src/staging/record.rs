@@ -29,6 +29,13 @@ pub struct Records {
 impl Records {
     pub fn open(dir: &Path) -> Result<Records> {
         coppice_proto::unix::private_dir(dir).doing(|| format!("make {}", dir.display()))?;
+        for entry in std::fs::read_dir(dir).doing(|| format!("list {}", dir.display()))? {
+            let path = entry.doing(|| format!("list {}", dir.display()))?.path();
+            // A killed process was about to put it in its place.
+            if path.extension().is_some_and(|extension| extension == "new") {
+                std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+            }
+        }
         Ok(Records { dir: dir.to_path_buf() })
     }
 
@@ -105,6 +112,9 @@ mod tests {
         std::fs::write(records.path(Uuid::from_u128(6)), b"{")?;
         assert_eq!(records.get(Uuid::from_u128(6))?, None);
         assert_eq!(records.all()?.len(), 1);
+        std::fs::write(dir.path().join("attached/half.new"), b"{")?;
+        Records::open(&dir.path().join("attached"))?;
+        assert!(!dir.path().join("attached/half.new").exists(), "a half-written one goes at the next start");
         records.remove(record.uuid)?;
         records.remove(record.uuid)?;
         assert_eq!(records.get(record.uuid)?, None);

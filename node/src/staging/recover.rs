@@ -5,10 +5,20 @@
 use super::Node;
 use crate::Result;
 use crate::host::mount::{self, IfBusy};
-use crate::host::{device, mountinfo};
+use crate::host::{device, freeze, mountinfo};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tracing::{info, warn};
+
+/// XFS tries to write its metadata for ever, and whoever freezes or unmounts it waits; on a dead device it may give up.
+fn grow_tired(device: &Path) {
+    let Ok(name) = device::name(device) else { return };
+    let errors = Path::new("/sys/fs/xfs").join(name).join("error/metadata");
+    for error in ["EIO", "ENODEV", "default"] {
+        // Absent for a device without a mounted XFS.
+        let _ = std::fs::write(errors.join(error).join("max_retries"), "0");
+    }
+}
 
 impl Node {
     /// Call it once, before anything is exported. Answers with what was removed.
@@ -19,7 +29,11 @@ impl Node {
         mounts.reverse();
         for path in &dead {
             let number = device::number(path).ok();
+            grow_tired(path);
             for there in mounts.iter().filter(|mount| mount.is_of(path, number)) {
+                if !there.is_node_of(path) {
+                    freeze::thaw_dead(&there.target).await;
+                }
                 mount::unmount(&there.target, IfBusy::Detach).await?;
                 removed.push(format!("dead mount {} of {}", there.target.display(), path.display()));
             }
