@@ -55,7 +55,7 @@ stop() {
     local pid
     if pid=$(pid_of "$1"); then
         kill -KILL "$pid" 2>/dev/null || true
-        wait_for 20 "$1 to end" gone "$1"
+        wait_for 60 "$1 to end" gone "$1"
     fi
     rm -f "$CLUSTER/pids/$1"
 }
@@ -67,7 +67,8 @@ gone() { ! pid_of "$1" >/dev/null; }
 wait_for() {
     local seconds=$1 what=$2 deadline=$((SECONDS + $1))
     shift 2
-    until "$@" >/dev/null 2>&1; do
+    # In a subshell, so that a trap that strikes meanwhile can still speak.
+    until ("$@") >/dev/null 2>&1; do
         ((SECONDS < deadline)) || die "waited $seconds s in vain for $what"
         sleep 0.1
     done
@@ -77,7 +78,8 @@ wait_for() {
 
 # in_network NAME COMMAND…: runs COMMAND in the network of the control plane ("control") or of "nodeN".
 in_network() { nsenter --net="$CLUSTER/net/$1" "${@:2}"; }
-kubectl() { in_network control "$KUBERNETES_DIR/bin/kubectl" --kubeconfig="$PKI/admin.conf" "$@"; }
+# Two minutes at most, whatever state the API server is in.
+kubectl() { in_network control timeout --foreground 120 "$KUBERNETES_DIR/bin/kubectl" --kubeconfig="$PKI/admin.conf" "$@"; }
 
 owner() { tail -n 1 "$CLUSTER/owner" 2>/dev/null || say "being started"; }
 need_cluster() { [[ -d $CLUSTER ]] || die "no cluster is up: make cluster"; }

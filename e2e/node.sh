@@ -22,7 +22,7 @@ on() {
     start "node$n" nsenter --net="$CLUSTER/net/node$n" \
         unshare --mount --uts --ipc --pid --fork --kill-child=KILL --propagation private \
         "$here/cluster/node-root.sh" "$n"
-    wait_for 10 "node $n to start" init_of "$n"
+    wait_for 30 "node $n to start" init_of "$n"
     init=$(init_of "$n")
     remember "node$n-init" "$init"
 }
@@ -64,7 +64,7 @@ processes_of() {                                                              # 
 remove_cgroups() {
     local folder
     for folder in /sys/fs/cgroup/"$CGROUP$1" /sys/fs/cgroup/*/"$CGROUP$1"; do
-        if [[ -d $folder ]]; then wait_for 10 "the processes of $folder to end" empty_cgroup "$folder"; fi
+        if [[ -d $folder ]]; then wait_for 30 "the processes of $folder to end" empty_cgroup "$folder"; fi
     done
 }
 empty_cgroup() {

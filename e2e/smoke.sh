@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does the cluster itself work? Up, once; a pod on every node, which reaches the API server and another node's pod; a power cut
-# and a new boot of one node; down; the machine as it was before.
+# and a new boot of one node; every process of the control plane killed once; down; the machine as it was before.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=e2e/lib.sh
@@ -67,6 +67,16 @@ pods_ready
 "$here/node.sh" run 2 test -e /var/lib/disk || die "the disk of node 2 did not outlive the power cut"
 ! "$here/node.sh" run 2 test -e /run/memory || die "the memory of node 2 outlived the power cut"
 say "smoke: node 2 was off and on"
+
+for component in etcd kube-apiserver kube-controller-manager kube-scheduler snapshot-controller; do
+    "$here/cluster/component.sh" stop "$component"
+    "$here/cluster/component.sh" start "$component"
+    wait_for 60 "the API server after $component was killed" kubectl get --raw /readyz
+done
+kubectl delete pod --all --timeout=60s >/dev/null
+for n in "${NODES[@]}"; do pod "$n"; done | kubectl apply -f - >/dev/null
+pods_ready
+say "smoke: the control plane was killed, process by process"
 
 "$here/down.sh"
 machine | sort >"$logs/after"

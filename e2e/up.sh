@@ -46,7 +46,7 @@ wait_for 120 "the API server" kubectl get --raw /readyz
 progress "API server ready"
 "$here/cluster/component.sh" start kube-controller-manager
 "$here/cluster/component.sh" start kube-scheduler
-kubectl apply --kustomize "$SIDECARS_DIR/manifests" >"$CLUSTER/log/manifests.log" 2>&1 || {
+(kubectl apply --kustomize "$SIDECARS_DIR/manifests") >"$CLUSTER/log/manifests.log" 2>&1 || {
     cat "$CLUSTER/log/manifests.log" >&2
     die "the API server did not take the snapshot CRDs"
 }
