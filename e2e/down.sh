@@ -11,7 +11,7 @@ need_root
 if [[ $(head -n 1 "$CLUSTER/owner" 2>/dev/null) == "$(cat /proc/sys/kernel/random/boot_id)" ]]; then
     for n in "${NODES[@]}"; do "$here/node.sh" off "$n"; done
     for file in "$CLUSTER"/pids/*; do
-        [[ -e $file ]] && stop "${file##*/}"
+        if [[ -e $file ]]; then stop "${file##*/}"; fi
     done
     for file in "$CLUSTER"/net/*; do
         if [[ -e $file ]]; then umount "$file"; fi

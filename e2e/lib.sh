@@ -6,9 +6,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 # shellcheck source=e2e/build/versions.sh
 source "$ROOT/e2e/build/versions.sh"
 
-# Everything of the cluster lies in this one folder, and its being there means that a cluster is up. On a real disk: the
-# nodes' file systems are in it.
-CLUSTER=${COPPICE_CLUSTER_DIR:-/var/tmp/coppice-cluster}
+# Everything of the cluster lies in this one folder, and its being there means that a cluster is up: one on a machine,
+# whichever tree it is started from. On a real disk: the nodes' file systems are in it.
+CLUSTER=/var/tmp/coppice-cluster
 NODES=(1 2 3)
 FAILURE_LOGS=$TARGET_DIR/test-logs/cluster # of a start that failed
 # The only other name: node N's pods live in the cgroup ${CGROUP}N.

@@ -10,8 +10,11 @@ need_root
 began=$(now)
 progress() { printf '%5.1f s  %s\n' "$(since "$began")" "$*"; }
 
+[[ ! -e $CLUSTER ]] || die "a cluster is up already ($(owner)): make cluster-down"
+left=$("$here/cluster/leftovers.sh")
+[[ -z $left ]] || die "there are remains of a cluster: $left"
 # Making the folder is what claims the machine; whoever fails from here on takes it all away again.
-mkdir "$CLUSTER" 2>/dev/null || die "a cluster is up already ($(owner)): make cluster-down"
+mkdir "$CLUSTER"
 trap 'failed' EXIT
 failed() {
     rm -rf "$FAILURE_LOGS"

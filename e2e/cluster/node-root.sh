@@ -36,7 +36,7 @@ for folder in bin sbin lib lib32 lib64; do
     fi
 done
 bind "$disk/var" /var
-ln -sf /run "$root/var/run"
+ln -sfn /run "$root/var/run" # not into what it leads to here: that is the machine's
 
 for file in passwd group nsswitch.conf alternatives mke2fs.conf ld.so.cache ld.so.conf ld.so.conf.d; do
     if [[ -e /etc/$file ]]; then cp -a "/etc/$file" "$root/etc/$file"; fi
