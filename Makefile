@@ -48,11 +48,11 @@ fuzz: ## every parser of bytes from outside, FUZZ_SECONDS=20 seconds each
 e2e: ## scenarios on a Kubernetes cluster
 	@echo "make e2e: not built yet; it comes with the Kubernetes side"
 
-cluster: ## a Kubernetes cluster on this machine, left running
-	@echo "make cluster: not built yet; it comes with the Kubernetes side"
+cluster: ## a Kubernetes cluster on this machine, left running (root)
+	@e2e/up.sh
 
 cluster-down: ## take that cluster away
-	@echo "make cluster-down: not built yet; it comes with the Kubernetes side"
+	@e2e/down.sh
 
 conformance: ## Kubernetes' own external storage suite
 	@echo "make conformance: not built yet; it comes with the Kubernetes side"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a group of commands needs and says nothing when it is all there.
 #
-#   scripts/setup.sh build|run|test|lint|fuzz…
+#   scripts/setup.sh build|run|test|lint|fuzz|cluster…
 #
 # Debian 12, Debian 13 and Ubuntu, as root, from the distribution's packages, Rust crates and Go modules only. A Rust
 # toolchain has to be there already: the distributions' own are too old. Tools built from source go to a cache outside
@@ -9,6 +9,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
+# shellcheck source=e2e/build/versions.sh
+source "$ROOT/e2e/build/versions.sh"
 
 packages=()
 # need COMMAND PACKAGE: the package is wanted if the command is not there.
@@ -17,12 +19,12 @@ need() {
 }
 
 groups=("$@")
-((${#groups[@]})) || die "say which group: build, run, test, lint, fuzz"
+((${#groups[@]})) || die "say which group: build, run, test, lint, fuzz, cluster"
 want() { [[ " ${groups[*]} " == *" $1 "* ]]; }
 for group in "${groups[@]}"; do
     case $group in
-    build | run | test | lint | fuzz) ;;
-    *) die "no group \"$group\"; there are build, run, test, lint, fuzz" ;;
+    build | run | test | lint | fuzz | cluster) ;;
+    *) die "no group \"$group\"; there are build, run, test, lint, fuzz, cluster" ;;
     esac
 done
 
@@ -47,8 +49,22 @@ if want test; then
 fi
 if want lint; then need shellcheck shellcheck; fi
 if want fuzz; then need g++ g++; fi # libFuzzer is C++
+if want cluster; then
+    need containerd containerd
+    need runc runc
+    [[ -x /usr/lib/cni/ptp ]] || packages+=(containernetworking-plugins)
+    need ip iproute2
+    need nsenter util-linux
+    need losetup mount
+    need openssl openssl
+    need busybox busybox-static
+    need gcc gcc # the pause image's one program
+    [[ -e /usr/include/signal.h ]] || packages+=(libc6-dev)
+    [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
+fi
 
-# Go is only needed to build csi-sanity; 1.21 is the first that fetches the Go release a module asks for.
+# Go is only needed to build csi-sanity and the cluster's programs; 1.21 is the first that fetches the Go release a module
+# asks for.
 go_version() { # GO: e.g. "1 26", or nothing
     local text
     text=$("$1" version 2>/dev/null) || return 0
@@ -60,9 +76,11 @@ go_is_new_enough() {
     ((major > 1 || (major == 1 && minor >= 21)))
 }
 need_go=
-if want test && [[ ! -x $CSI_SANITY_DIR/bin/csi-sanity ]] && ! go_is_new_enough; then
-    need_go=1
-fi
+wants_go() {
+    want test && [[ ! -x $CSI_SANITY_DIR/bin/csi-sanity ]] && return
+    want cluster && [[ ! -x $KUBERNETES_DIR/bin/kube || ! -x $SIDECARS_DIR/bin/helm ]]
+}
+if wants_go && ! go_is_new_enough; then need_go=1; fi
 
 if ((${#packages[@]})) || [[ -n $need_go ]]; then
     missing="${packages[*]:-}${need_go:+ golang-go (1.21 or newer)}"
@@ -76,7 +94,7 @@ if ((${#packages[@]})) || [[ -n $need_go ]]; then
         if [[ $candidate =~ ^1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 21)); then
             packages+=(golang-go)
         else
-            die "csi-sanity needs Go 1.21 or newer; this distribution has ${candidate:-none}. Put a newer one in PATH (Debian 12: golang-1.22 or later from backports)"
+            die "Go 1.21 or newer is needed; this distribution has ${candidate:-none}. Put a newer one in PATH (Debian 12: golang-1.22 or later from backports)"
         fi
     fi
     apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null || die "apt-get install failed: ${packages[*]}"
@@ -104,27 +122,28 @@ if want run; then
     [[ $disabled != 2 ]] || die "io_uring is switched off: sysctl kernel.io_uring_disabled=0"
 fi
 
-# build_once DIR NAME COMMAND…: runs COMMAND with the variable OUT set to an empty folder, and keeps that folder as DIR
-# once OUT/bin/NAME is there. One builder at a time; a cut-off build leaves nothing that looks finished.
+# build_once DIR FILE COMMAND…: runs COMMAND with the variable OUT set to an empty folder, and keeps that folder as DIR
+# once OUT/FILE is there. One builder at a time; a cut-off build leaves nothing that looks finished.
 build_once() {
-    local dir=$1 name=$2 start
+    local dir=$1 file=$2 name start
     shift 2
-    [[ -x $dir/bin/$name ]] && return
+    name=$(basename "$dir")
+    [[ -e $dir/$file ]] && return
     mkdir -p "$CACHE/bin" "$CACHE/build"
     exec 9>"$CACHE/lock"
     flock 9
-    if [[ ! -x $dir/bin/$name ]]; then
-        say "building $(basename "$dir") once, into $CACHE (this takes a while)"
+    if [[ ! -e $dir/$file ]]; then
+        say "building $name once, into $CACHE (this takes a while)"
         start=$(now)
         OUT=$(mktemp -d "$CACHE/build/$name.XXXXXX")
         if ! (cd "$CACHE/build" && "$@") >"$OUT/log" 2>&1; then
             tail -n 25 "$OUT/log" >&2
             die "building $name failed; the log is $OUT/log"
         fi
-        [[ -x $OUT/bin/$name ]] || die "building $name gave no $OUT/bin/$name"
+        [[ -e $OUT/$file ]] || die "building $name gave no $OUT/$file"
         rm -rf "$dir" "$OUT/target"
         mv "$OUT" "$dir"
-        say "built $(basename "$dir") in $(since "$start") s"
+        say "built $name in $(since "$start") s"
     fi
     flock -u 9
 }
@@ -132,12 +151,21 @@ with_go() {
     mkdir -p "$OUT/bin"
     env GOFLAGS= GOTOOLCHAIN=auto CGO_ENABLED=0 GOBIN="$OUT/bin" go install -trimpath "$1"
 }
+with_script() { # one of e2e/build
+    mkdir -p "$OUT/bin"
+    env GOFLAGS= GOTOOLCHAIN=auto CGO_ENABLED=0 "$ROOT/e2e/build/$1" "$OUT"
+}
 with_cargo() {
     env -u RUSTFLAGS CARGO_TARGET_DIR="$OUT/target" cargo install --locked --root "$OUT" --version "$2" "$1"
 }
 
 if want test; then
-    build_once "$CSI_SANITY_DIR" csi-sanity with_go "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$CSI_SANITY_VERSION"
+    build_once "$CSI_SANITY_DIR" bin/csi-sanity with_go "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$CSI_SANITY_VERSION"
 fi
-if want lint; then build_once "$CARGO_DENY_DIR" cargo-deny with_cargo cargo-deny "$CARGO_DENY_VERSION"; fi
-if want fuzz; then build_once "$CARGO_FUZZ_DIR" cargo-fuzz with_cargo cargo-fuzz "$CARGO_FUZZ_VERSION"; fi
+if want lint; then build_once "$CARGO_DENY_DIR" bin/cargo-deny with_cargo cargo-deny "$CARGO_DENY_VERSION"; fi
+if want fuzz; then build_once "$CARGO_FUZZ_DIR" bin/cargo-fuzz with_cargo cargo-fuzz "$CARGO_FUZZ_VERSION"; fi
+if want cluster; then
+    build_once "$KUBERNETES_DIR" bin/kubelet with_script kubernetes.sh
+    build_once "$SIDECARS_DIR" manifests/kustomization.yaml with_script sidecars.sh
+    build_once "$IMAGES_DIR" images/pause.tar with_script images.sh
+fi
