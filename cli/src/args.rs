@@ -50,6 +50,8 @@ pub enum Command {
     Lvol(Lvol),
     /// The engine's I/O benchmark: raw device against lvol, in one run
     Bench(bench::BenchArgs),
+    /// The definitions of the Kubernetes kinds Lvol and Lvstore, as YAML for kubectl apply
+    Crds,
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod connect;
+mod crds;
 mod demo;
 mod guard;
 mod lvol;
@@ -63,6 +64,7 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Demo(args) => demo::run(args).await?,
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
+        Command::Crds => crds::run(global.output)?,
         Command::Node | Command::Controller => {
             bail!("the Kubernetes roles are not built yet; use coppice standalone")
         }
