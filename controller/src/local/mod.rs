@@ -3,6 +3,7 @@
 use crate::volume::{Backend, Consistency, Error, Pool, Result};
 use async_trait::async_trait;
 use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store};
+use coppice_proto::attributes::inherited;
 use std::sync::Arc;
 use tracing::warn;
 use uuid::Uuid;
@@ -76,20 +77,10 @@ impl Backend for LocalBackend {
     }
 
     async fn snapshot(&self, how: CreateSnapshot, consistency: Consistency) -> Result<LvolInfo> {
-        let (lvol, id) = (how.lvol, how.uuid);
-        let store = self.home(lvol).await?;
-        self.quiesce.before_snapshot(lvol, consistency).await?;
-        let taken = store.snapshot(vec![how]).await;
-        let thawed = self.quiesce.after_snapshot(lvol, consistency).await;
-        let missing = || Error::MayExist(format!("the snapshot {id:?} of {lvol} was taken but not described"));
-        let snapshot = taken?.into_iter().next().ok_or_else(missing)?;
-        if let Err(e) = thawed {
-            // The file system may have moved on before the snapshot was taken: it is not what was asked for.
-            warn!(volume = %lvol, snapshot = %snapshot.uuid, "the snapshot is given up: {e}");
-            store.delete(snapshot.uuid, true).await?;
-            return Err(e);
-        }
-        Ok(snapshot)
+        let store = self.home(how.lvol).await?.clone();
+        // By itself, so that nothing stays held still when the caller goes away.
+        let work = tokio::spawn(snapshot(store, self.quiesce.clone(), how, consistency));
+        work.await.map_err(|e| Error::MayExist(format!("the snapshot was cut off: {e}")))?
     }
 
     async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {
@@ -107,4 +98,30 @@ impl Backend for LocalBackend {
     async fn set_attributes(&self, id: Uuid, set: Vec<(String, Option<String>)>) -> Result<LvolInfo> {
         Ok(self.home(id).await?.set_attributes(id, set).await?)
     }
+}
+
+async fn snapshot(
+    store: Store,
+    quiesce: Arc<dyn Quiesce>,
+    mut how: CreateSnapshot,
+    consistency: Consistency,
+) -> Result<LvolInfo> {
+    let (lvol, id) = (how.lvol, how.uuid);
+    quiesce.before_snapshot(lvol, consistency).await?;
+    let taken = async {
+        // The node may have made a file system since the caller looked.
+        how.attributes.extend(inherited(&store.lvol(lvol).await?.attributes));
+        store.snapshot(vec![how]).await
+    };
+    let taken = taken.await;
+    let thawed = quiesce.after_snapshot(lvol, consistency).await;
+    let missing = || Error::MayExist(format!("the snapshot {id:?} of {lvol} was taken but not described"));
+    let snapshot = taken?.into_iter().next().ok_or_else(missing)?;
+    if let Err(e) = thawed {
+        // The file system may have moved on before the snapshot was taken: it is not what was asked for.
+        warn!(volume = %lvol, snapshot = %snapshot.uuid, "the snapshot is given up: {e}");
+        store.delete(snapshot.uuid, true).await?;
+        return Err(e);
+    }
+    Ok(snapshot)
 }

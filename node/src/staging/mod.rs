@@ -53,8 +53,8 @@ pub struct Node {
     exports: PathBuf,
     records: Records,
     turns: Turns,
-    /// Held still for a snapshot; nothing else is done with them meanwhile.
-    frozen: Mutex<HashMap<Uuid, (crate::host::freeze::Frozen, Turn)>>,
+    /// Of which a snapshot is being taken, some of them held still; nothing else is done with them meanwhile.
+    being_snapshot: Mutex<HashMap<Uuid, (Option<crate::host::freeze::Frozen>, Turn)>>,
 }
 
 impl Node {
@@ -65,7 +65,7 @@ impl Node {
             .map_err(|e| Error::Host(format!("make {}: {e}", exports.display())))?;
         let turns = Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX));
         let records = Records::open(&run_dir.join("attached"))?;
-        Ok(Node { stores, exports, records, turns, frozen: Mutex::default() })
+        Ok(Node { stores, exports, records, turns, being_snapshot: Mutex::default() })
     }
 
     /// Refuses a path of the driver's own run directory.

@@ -18,13 +18,20 @@ pub enum Consistency {
 }
 
 impl Node {
-    /// Nothing to do for volumes that are not in use here. Until [`Node::after_snapshot`] the volume is neither unmounted nor
-    /// mounted: a file system that is unmounted while it is frozen cannot be thawed any more.
+    /// Until [`Node::after_snapshot`] nothing else is done with the volume: a file system that is unmounted while it is frozen
+    /// cannot be thawed any more, and a snapshot of a file system that is just being made is no use.
     pub async fn before_snapshot(&self, lvol: Uuid, how: Consistency) -> Result<()> {
         let turn = self.turns.take(&lvol.to_string()).await?;
-        let Some(export) = self.stores.iter().find_map(|store| store.export_of(lvol)) else { return Ok(()) };
+        let frozen = self.hold_still(lvol, how).await?;
+        self.being_snapshot.lock().unwrap_or_else(PoisonError::into_inner).insert(lvol, (frozen, turn));
+        Ok(())
+    }
+
+    async fn hold_still(&self, lvol: Uuid, how: Consistency) -> Result<Option<freeze::Frozen>> {
+        // Nothing to do for volumes that are not in use here.
+        let Some(export) = self.stores.iter().find_map(|store| store.export_of(lvol)) else { return Ok(None) };
         if how == Consistency::Crash {
-            return Ok(());
+            return Ok(None);
         }
         let limit = Duration::from_secs(SYNC_SECONDS_MAX);
         let device = export.device();
@@ -32,24 +39,20 @@ impl Node {
         let mounts = mountinfo::read()?;
         let fs = mounts.iter().find(|there| there.is_of(&device, number) && !there.is_node_of(&device));
         match (fs, how) {
-            (Some(fs), Consistency::Freeze) => {
-                let frozen = freeze::freeze(&fs.target).await?;
-                let mut all = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-                all.insert(lvol, (frozen, turn));
-                Ok(())
-            }
-            (Some(fs), _) => mount::sync_file_system(&fs.target, limit).await,
-            (None, _) if !export.read_only() => mount::sync_device(&device, limit).await,
-            (None, _) => Ok(()),
+            (Some(fs), Consistency::Freeze) => return freeze::freeze(&fs.target).await.map(Some),
+            (Some(fs), _) => mount::sync_file_system(&fs.target, limit).await?,
+            (None, _) if !export.read_only() => mount::sync_device(&device, limit).await?,
+            (None, _) => {}
         }
+        Ok(None)
     }
 
     /// An error says that the file system did not stay frozen until now.
     pub async fn after_snapshot(&self, lvol: Uuid) -> Result<()> {
-        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).remove(&lvol);
-        match frozen {
-            Some((frozen, _turn)) => frozen.thaw().await.map_err(|e| Error::Deadline(e.to_string())),
-            None => Ok(()),
+        let held = self.being_snapshot.lock().unwrap_or_else(PoisonError::into_inner).remove(&lvol);
+        match held {
+            Some((Some(frozen), _turn)) => frozen.thaw().await.map_err(|e| Error::Deadline(e.to_string())),
+            _ => Ok(()),
         }
     }
 }
