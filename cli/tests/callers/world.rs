@@ -164,7 +164,7 @@ impl Line {
                 | Code::ResourceExhausted
                 | Code::FailedPrecondition
                 | Code::Aborted => Ok(Ended::Refused(status)),
-                code => bail!("{what} answered {code:?}: {}", status.message()),
+                code => bail!("{what} answered {code:?}: {status:?}"),
             },
         }
     }
