@@ -13,8 +13,8 @@ if [[ $(head -n 1 "$CLUSTER/owner" 2>/dev/null) == "$(cat /proc/sys/kernel/rando
     for file in "$CLUSTER"/pids/*; do
         if [[ -e $file ]]; then stop "${file##*/}"; fi
     done
-    for file in "$CLUSTER"/net/*; do
-        if [[ -e $file ]]; then umount "$file"; fi
+    for file in "$CLUSTER"/net/* "$CLUSTER/fuse"; do
+        if mountpoint --quiet "$file"; then umount "$file"; fi
     done
     if [[ -e $CLUSTER/inotify-instances ]]; then
         cat "$CLUSTER/inotify-instances" >/proc/sys/fs/inotify/max_user_instances

@@ -34,8 +34,14 @@ init_of() { # N: the child of its unshare, once that is in a PID namespace of it
 }
 
 off() {
-    local n=$1 loops loop
-    loops=$(loops_of "$n")
+    local n=$1 devices loops pid device loop
+    devices=$(devices_of_node "$n")
+    loops=$(loops_on "$devices")
+    if pid=$(pid_of "node$n-init"); then kill -KILL "$pid" 2>/dev/null || true; fi
+    # Whoever died while it unmounted something that its own FUSE server carries would wait for itself for ever.
+    for device in $devices; do
+        if [[ -e $CLUSTER/fuse/${device#0:}/abort ]]; then echo 1 >"$CLUSTER/fuse/${device#0:}/abort"; fi
+    done
     stop "node$n-init"
     stop "node$n"
     # What the kernel of a real node would have lost too; this one goes on.
@@ -43,22 +49,20 @@ off() {
     remove_cgroups "$n"
 }
 
-# Loop devices on files of the node's own mounts, its pods' included: those that the machine's own mounts do not have.
-loops_of() {
-    local init own loop device
-    init=$(pid_of "node$1-init") || return 0
-    own=$(comm -13 <(devices_of self | sort -u) <(processes_of "$init" | while read -r pid; do devices_of "$pid"; done | sort -u))
-    while read -r loop device; do
-        if grep -qxF "$device" <<<"$own"; then say "$loop"; fi
-    done < <(losetup --list --noheadings --output NAME,BACK-MAJ:MIN)
+# The file systems that only the node has mounted, its pods included, as MAJOR:MINOR. Asked from inside: pods are in PID
+# namespaces of their own, but the node's /proc has them all.
+devices_of_node() {
+    if pid_of "node$1-init" >/dev/null; then
+        comm -13 <(devices </proc/self/mountinfo) <(run "$1" sh -c 'cat /proc/[0-9]*/mountinfo 2>/dev/null' | devices)
+    fi
 }
-devices_of() { awk '{ print $3 }' "/proc/$1/mountinfo" 2>/dev/null || true; } # PID: of the file systems that it sees
-processes_of() {                                                              # INIT: all in its PID namespace
-    local namespace process
-    namespace=$(readlink "/proc/$1/ns/pid")
-    for process in /proc/[0-9]*; do
-        if [[ $(readlink "$process/ns/pid" 2>/dev/null) == "$namespace" ]]; then say "${process#/proc/}"; fi
-    done
+devices() { awk '{ print $3 }' | sort -u; }
+# Loop devices on files of these file systems. A FUSE server that is stuck does not answer: no longer than 10 s.
+loops_on() {
+    local loop device
+    while read -r loop device; do
+        if grep -qxF "$device" <<<"$1"; then say "$loop"; fi
+    done < <(timeout 10 losetup --list --noheadings --output NAME,BACK-MAJ:MIN)
 }
 
 remove_cgroups() {

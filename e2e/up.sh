@@ -29,7 +29,8 @@ trap 'exit 1' INT TERM
     cat /proc/sys/kernel/random/boot_id
     say "started from $ROOT on $(date -Iseconds)"
 } >"$CLUSTER/owner"
-mkdir -p "$CLUSTER"/{log,pids}
+mkdir -p "$CLUSTER"/{log,pids,fuse}
+mount -t fusectl fusectl "$CLUSTER/fuse" # for power cuts: see node.sh
 
 # Three kubelets and containerds want more of these than most machines grant; down.sh puts it back.
 limit=/proc/sys/fs/inotify/max_user_instances
