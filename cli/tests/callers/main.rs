@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use world::World;
 
 /// The seeds of every run of the tests.
-const SEEDS: std::ops::Range<u64> = 1..25;
+const SEEDS: std::ops::Range<u64> = 1..17;
 const CALLERS: usize = 3;
 const ROUNDS: usize = 2;
 const STEPS: usize = 30;

@@ -4,13 +4,13 @@
 //! grow only while mounted.
 
 use super::command::run;
-use super::device;
+use super::{device, freeze};
 use crate::error::Doing;
 use crate::{Error, Result};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 const GROW_SECONDS_MAX: u64 = 600;
 /// A full check of a large file system before it grows unmounted.
@@ -59,7 +59,11 @@ pub async fn mounted(device: &Path, fs_type: &str, at: &Path) -> Result<()> {
             out.ok()?;
         }
         "xfs" => {
+            let before = blocks(at)?;
             run("xfs_growfs", &[OsStr::new("-d"), at.as_os_str()], seconds(GROW_SECONDS_MAX)).await?.ok()?;
+            if blocks(at)? != before {
+                write_home(at).await;
+            }
         }
         "btrfs" => {
             let stat = rustix::fs::statvfs(at).doing(|| format!("statvfs {}", at.display()))?;
@@ -78,6 +82,22 @@ pub async fn mounted(device: &Path, fs_type: &str, at: &Path) -> Result<()> {
     }
     info!(device = %device.display(), fs_type, "file system is as large as its device");
     Ok(())
+}
+
+/// The kernel does not recover the log of an XFS that was used beyond its old end while the new end is in the log only
+/// (Linux 6.18: "daddr out of range", EUCLEAN). A freeze writes the log home.
+async fn write_home(at: &Path) {
+    let done = match freeze::freeze(at).await {
+        Ok(frozen) => frozen.thaw().await,
+        Err(e) => Err(e),
+    };
+    if let Err(e) = done {
+        warn!(at = %at.display(), "a crash before the next sync may need xfs_repair: {e}");
+    }
+}
+
+fn blocks(at: &Path) -> Result<u64> {
+    Ok(rustix::fs::statvfs(at).doing(|| format!("statvfs {}", at.display()))?.f_blocks)
 }
 
 fn seconds(seconds: u64) -> Duration {

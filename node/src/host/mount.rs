@@ -91,6 +91,14 @@ pub async fn mount(device: &Path, target: &Path, fs_type: &str, options: &Option
         rustix::mount::mount(&device, &target, fs_type.as_str(), flags, data.as_c_str()).map_err(|e| match e {
             Errno::INVAL => Error::Invalid(format!("{what}: {e}: the kernel refuses an option or the file system")),
             Errno::NODEV => Error::Precondition(format!("{what}: this kernel has no {fs_type}")),
+            // Looked for before the mount, but two may come at once.
+            Errno::EXIST => Error::Precondition(format!(
+                "{what}: a {fs_type} with the same fsid is mounted already: unmount the volume that this one was cloned from"
+            )),
+            // "Structure needs cleaning".
+            Errno::UCLEAN => Error::Precondition(format!(
+                "{what}: {e}: the file system is damaged; look at it with xfs_repair -n or btrfs check, or restore a snapshot"
+            )),
             e => Error::Host(format!("{what}: {e}")),
         })
     })
