@@ -29,10 +29,19 @@ pub const FS_MAKING: &str = "coppice.fs.making";
 
 pub type Attributes = BTreeMap<String, String>;
 
+fn is_of_fs(key: &str) -> bool {
+    key == FS || key.starts_with("coppice.fs.") || key == CSI_FSTYPE
+}
+
 /// What a snapshot or clone takes over from its source: everything known about the file system on it.
 pub fn inherited(source: &Attributes) -> Attributes {
-    let of_fs = |key: &str| key == FS || key.starts_with("coppice.fs.") || key == CSI_FSTYPE;
-    source.iter().filter(|(key, _)| of_fs(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    source.iter().filter(|(key, _)| is_of_fs(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Takes over anew what `inherited` answers, from what the source is now.
+pub fn inherit_again(attributes: &mut Attributes, source: &Attributes) {
+    attributes.retain(|key, _| !is_of_fs(key));
+    attributes.extend(inherited(source));
 }
 
 /// The attributes of a new snapshot of a lvol that has `source` and `size` bytes.
@@ -73,6 +82,10 @@ mod tests {
         assert_eq!(got.get(FS).map(String::as_str), Some("ext4"));
         assert_eq!(got.get(FS_MAKING).map(String::as_str), Some("xfs"));
         assert_eq!(got.get(CSI_SOURCE), Some(&id.to_string()));
+        let (mut later, mut again) = (source.clone(), got.clone());
+        later.remove(FS_MAKING);
+        inherit_again(&mut again, &later);
+        assert!(!again.contains_key(FS_MAKING) && again.contains_key(FS) && again.contains_key(CSI_SOURCE));
         assert!(!got.contains_key(CSI_NAME));
     }
 

@@ -69,7 +69,7 @@ impl Driver {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn()?);
         let began = Instant::now();
-        while unix::connect(&self.socket()).await.is_err() {
+        while !self.answers().await {
             if began.elapsed() > Duration::from_secs(30) {
                 bail!("the driver does not serve:\n{}", self.log());
             }
@@ -79,6 +79,14 @@ impl Driver {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// The process that was started listens. A child that its killed predecessor was just starting holds the old socket open
+    /// for a moment.
+    async fn answers(&self) -> bool {
+        let Ok(stream) = tokio::net::UnixStream::connect(self.socket()).await else { return false };
+        let listener = stream.peer_cred().ok().and_then(|cred| cred.pid());
+        listener.is_some() && listener == self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok())
     }
 
     fn socket(&self) -> PathBuf {

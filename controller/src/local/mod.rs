@@ -3,7 +3,7 @@
 use crate::volume::{Backend, Consistency, Error, Pool, Result};
 use async_trait::async_trait;
 use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store};
-use coppice_proto::attributes::inherited;
+use coppice_proto::attributes::inherit_again;
 use std::sync::Arc;
 use tracing::warn;
 use uuid::Uuid;
@@ -110,7 +110,7 @@ async fn snapshot(
     quiesce.before_snapshot(lvol, consistency).await?;
     let taken = async {
         // The node may have made a file system since the caller looked.
-        how.attributes.extend(inherited(&store.lvol(lvol).await?.attributes));
+        inherit_again(&mut how.attributes, &store.lvol(lvol).await?.attributes);
         store.snapshot(vec![how]).await
     };
     let taken = taken.await;

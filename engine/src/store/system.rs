@@ -273,13 +273,24 @@ impl SystemArea {
     /// A record is written when the one before it is durable. So if there are later ones behind the place where the replay
     /// ended, the one there was acknowledged and is damaged; what the store says without it would be wrong.
     async fn nothing_behind(&self, port: &Port) -> Result<()> {
-        let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
-        for at in self.at..self.log_pages() {
-            // Not being readable says nothing about what would be there.
-            let read = self.read(port, LOG_PAGE + at, &buf).await;
-            let later =
-                |page: &[u8]| RecordHeader::parse(page).is_ok_and(|r| r.nonce == self.nonce && r.seq > self.seq);
-            if read.is_ok() && buf.with(later) {
+        const SPAN: u32 = 256;
+        let buf = port.shard.buf(SPAN as usize * PAGE_SIZE);
+        let later = |page: &[u8]| RecordHeader::parse(page).is_ok_and(|r| r.nonce == self.nonce && r.seq > self.seq);
+        let mut at = self.at;
+        while at < self.log_pages() {
+            let count = SPAN.min(self.log_pages() - at);
+            let span = buf.slice(0, count as usize * PAGE_SIZE);
+            let mut found = false;
+            if self.read(port, LOG_PAGE + at, &span).await.is_ok() {
+                found = span.with(|bytes| bytes.chunks_exact(PAGE_SIZE).any(later));
+            } else {
+                // Page by page. Not being readable says nothing about what would be there.
+                let one = buf.slice(0, PAGE_SIZE);
+                for page in at..at + count {
+                    found |= self.read(port, LOG_PAGE + page, &one).await.is_ok() && one.with(later);
+                }
+            }
+            if found {
                 return Err(err!(
                     Corrupt,
                     "record {} of the journal is damaged, and later ones are intact: what was acknowledged is lost; read \
@@ -287,6 +298,7 @@ impl SystemArea {
                     self.seq
                 ));
             }
+            at += count;
         }
         Ok(())
     }

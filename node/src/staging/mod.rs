@@ -22,8 +22,9 @@ pub use quiesce::Consistency;
 pub use record::Record;
 pub use stats::Usage;
 
-use crate::host::device;
+use crate::host::mount::{self, IfBusy};
 use crate::host::mountinfo::Mount;
+use crate::host::{device, mountinfo};
 use crate::{Error, Result};
 use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store};
 use coppice_proto::turns::{Turn, Turns};
@@ -76,6 +77,20 @@ impl Node {
             }
             false => Ok(()),
         }
+    }
+
+    /// Unmounts the volume from `at`. Nothing is mounted there: fine; something else is: it stays.
+    async fn unmount_of(&self, id: &str, at: &Path) -> Result<()> {
+        let Some(there) = mountinfo::at(at)? else { return Ok(()) };
+        let if_busy = match self.owner_of(&there, id)? {
+            Owner::This => IfBusy::Refuse,
+            Owner::Dead => IfBusy::Detach,
+            Owner::Other => {
+                let (at, of) = (at.display(), there.source.display());
+                return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
+            }
+        };
+        mount::unmount(at, if_busy).await
     }
 
     /// Whose a mount is, as far as a call on the volume `id` is concerned.

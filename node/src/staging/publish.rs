@@ -1,8 +1,8 @@
 //! Publish: bind what is staged to where one user expects it. Unpublish: take it away.
 
+use super::Node;
 use super::stage::{check, key};
-use super::{Node, Owner};
-use crate::host::mount::{self, IfBusy, Options};
+use crate::host::mount::{self, Options};
 use crate::host::{device, mountinfo};
 use crate::{Error, Result};
 use coppice_proto::capability::{Access, Capability, Mode};
@@ -84,17 +84,7 @@ impl Node {
             let message = format!("the volume {id} is staged at {}, not published: unstage it", target.display());
             return Err(Error::Precondition(message));
         }
-        if let Some(there) = mountinfo::at(target)? {
-            let if_busy = match self.owner_of(&there, id)? {
-                Owner::This => IfBusy::Refuse,
-                Owner::Dead => IfBusy::Detach,
-                Owner::Other => {
-                    let (at, of) = (target.display(), there.source.display());
-                    return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
-                }
-            };
-            mount::unmount(target, if_busy).await?;
-        }
+        self.unmount_of(id, target).await?;
         mount::remove_target(target)?;
         info!(volume = id, target = %target.display(), "unpublished");
         Ok(())

@@ -1,6 +1,6 @@
 //! Stage: lvol to mounted file system. Unstage: back.
 
-use super::{Node, Owner, Record, prepare};
+use super::{Node, Record, prepare};
 use crate::host::mount::{self, IfBusy, Options};
 use crate::host::{device, grow, mkfs, mountinfo};
 use crate::{Error, Result};
@@ -189,17 +189,7 @@ impl Node {
                 return Err(Error::Precondition(message));
             }
         }
-        if let Some(there) = mountinfo::at(staging)? {
-            let if_busy = match self.owner_of(&there, id)? {
-                Owner::This => IfBusy::Refuse,
-                Owner::Dead => IfBusy::Detach,
-                Owner::Other => {
-                    let (at, of) = (staging.display(), there.source.display());
-                    return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
-                }
-            };
-            mount::unmount(staging, if_busy).await?;
-        }
+        self.unmount_of(id, staging).await?;
         if let Some(export) = export {
             match export.stop().await {
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
