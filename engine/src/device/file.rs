@@ -1,7 +1,7 @@
 //! Files and block devices: opening, locking, size, and whether there is something on them.
 
 use super::{Device, Inner, Source};
-use crate::error::{Error, Result, err};
+use crate::error::{Error, ErrorKind, Result, err};
 use crate::sys::block;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -16,12 +17,28 @@ pub enum OpenMode {
     ReadWrite,
 }
 
+/// A killed process is gone before its ring is: requests at work, and children that it was just starting, hold the device a
+/// little longer. Its successor waits for that.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Bytes at the start and at the end that must be zero on a blank device.
 const BLANK_SPAN: u64 = 1 << 20;
 
 impl Device {
-    /// Opens and locks a file or block device. `Locked` if somebody else has it, mounts and other kernel holders included.
+    /// Opens and locks a file or block device. `Locked` if somebody else has it for longer than a moment, mounts and other
+    /// kernel holders included. Blocks meanwhile.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Device> {
+        let give_up = Instant::now() + PREDECESSOR_PATIENCE;
+        loop {
+            match Device::open_now(path, mode) {
+                Err(e) if e.kind() == ErrorKind::Locked && Instant::now() < give_up => std::thread::sleep(PAUSE),
+                done => return done,
+            }
+        }
+    }
+
+    fn open_now(path: &Path, mode: OpenMode) -> Result<Device> {
         let shown = path.display();
         let meta = rustix::fs::stat(path).map_err(|e| Error::from_errno(e.raw_os_error(), &shown))?;
         let kind = FileType::from_raw_mode(meta.st_mode);

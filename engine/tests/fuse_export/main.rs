@@ -17,6 +17,7 @@ use std::fs;
 use std::future::Future;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context as TaskContext, Waker};
 use std::time::{Duration, Instant};
@@ -158,6 +159,47 @@ fn a_resize_is_seen_while_in_use() -> Result<()> {
         ensure!(pwrite(&fd, memory.get(), size).is_err(), "beyond the end");
     }
     drop(fd);
+    rig.finish()
+}
+
+/// The kernel drops a size that it asked for while a write was under way, and the new end would then read as an I/O error.
+#[test]
+fn a_grown_device_reads_at_once_while_it_is_written_to() -> Result<()> {
+    let rig = PLAN.build()?;
+    fs::OpenOptions::new().write(true).open(rig.backing())?.set_len(PLAN.size + 300 * 4096)?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3)
+            .map(|n| {
+                let (rig, done) = (&rig, &done);
+                scope.spawn(move || -> Result<()> {
+                    let fd = rig.open(OFlags::RDWR | OFlags::DIRECT)?;
+                    let memory = Aligned::new(4096);
+                    while !done.load(SeqCst) {
+                        pwrite(&fd, memory.get(), n * 4096)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let grow = || -> Result<()> {
+            let fd = rig.open(OFlags::RDWR | OFlags::DIRECT)?;
+            let mut memory = Aligned::new(4096);
+            for n in 1..=300 {
+                let size = PLAN.size + n * 4096;
+                rig.size.store(size, SeqCst);
+                wait(rig.export().refresh_size())?;
+                pread(&fd, memory.get_mut(), size - 4096).with_context(|| format!("the last block of {size}"))?;
+            }
+            Ok(())
+        };
+        let grown = grow();
+        done.store(true, SeqCst);
+        for writer in writers {
+            writer.join().expect("no panic")?;
+        }
+        grown
+    })?;
     rig.finish()
 }
 

@@ -21,8 +21,9 @@ use crate::error::{Error, Result, err};
 use crate::shard::op::Target;
 use crate::shard::sync::lock;
 use crate::shard::{Shard, ShardHandle};
-use crate::sys::fuse_dev;
+use crate::sys::{apart, fuse_dev};
 use mount::Mount;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -34,6 +35,9 @@ pub type VolumeFactory<V> = Box<dyn FnOnce(&Shard) -> Result<V> + Send>;
 
 /// How long stopping waits for requests that are at work.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a size may change while the kernel takes it.
+const SIZE_ATTEMPTS: usize = 100;
 
 /// A block device served by shards of this process. Dropping it does not take the device away; [`FuseExport::stop`] does.
 #[derive(Clone)]
@@ -90,7 +94,14 @@ impl FuseExport {
     /// After the volume has another size: the device takes it.
     pub async fn refresh_size(&self) -> Result<()> {
         let inner = self.0.clone();
-        off_shard(move || inner.device.refresh_size(), drop).await
+        let refresh = move || {
+            let mounted = lock(&inner.state).mounted.clone();
+            let dir = mounted.ok_or_else(|| err!(NotFound, "{} is gone", inner.device.path().display()))?;
+            apart::run(|| settle_size(&dir.join(proto::FILE_NAME), inner.read_only))
+                .map_err(|e| err!(Io, "cannot start a thread: {e}"))??;
+            inner.device.refresh_size()
+        };
+        off_shard(refresh, drop).await
     }
 
     /// Takes device and mount away, and waits until no request is at work and no shard holds the volume. `Busy`, with
@@ -112,6 +123,29 @@ impl FuseExport {
         }
         wait_for_end(&mut state.serving)
     }
+}
+
+/// The kernel takes the volume's size as that of the file. A size that it merely asks for it drops if a write ends meanwhile;
+/// the device would then be larger than the file, and fail reads beyond its end. One that is set it keeps.
+fn settle_size(file: &Path, read_only: bool) -> Result<()> {
+    let failed = |e: rustix::io::Errno| {
+        Error::from_errno(e.raw_os_error(), format_args!("cannot set the size of {}", file.display()))
+    };
+    let access = if read_only { OFlags::RDONLY } else { OFlags::WRONLY };
+    let fd = rustix::fs::open(file, access | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    for _ in 0..SIZE_ATTEMPTS {
+        let has = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE);
+        let size = has.map_err(failed)?.stx_size;
+        if read_only {
+            return Ok(());
+        }
+        match rustix::fs::ftruncate(&fd, size) {
+            // It has another size by now.
+            Err(rustix::io::Errno::PERM) => {}
+            done => return done.map_err(failed),
+        }
+    }
+    Err(err!(Busy, "the size of {} changes all the time", file.display()))
 }
 
 /// Waits until all have ended; who has is taken off the list.

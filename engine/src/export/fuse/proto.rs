@@ -46,8 +46,8 @@ const OPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 const ENTRY_VALID: u64 = 365 * 86_400;
 
 const SETATTR_SIZE: u32 = 1 << 3;
-/// Mode, owner, group, size.
-const SETATTR_REFUSED: u32 = 0b111 | SETATTR_SIZE;
+/// Mode, owner, group.
+const SETATTR_REFUSED: u32 = 0b111;
 
 pub const FALLOC_KEEP_SIZE: u32 = 1;
 pub const FALLOC_PUNCH_HOLE: u32 = 2;
@@ -79,6 +79,7 @@ pub enum Request {
     GetAttr,
     SetAttr {
         refused: bool,
+        size: Option<u64>,
     },
     Open,
     Read {
@@ -150,7 +151,11 @@ fn parse_body(header: Header, body: &Bytes) -> Option<Request> {
         }
         2 | 42 => Request::Forget,
         3 => Request::GetAttr,
-        4 => Request::SetAttr { refused: body.u32(0)? & SETATTR_REFUSED != 0 },
+        4 => {
+            let valid = body.u32(0)?;
+            let size = if valid & SETATTR_SIZE != 0 { Some(body.u64(16)?) } else { None };
+            Request::SetAttr { refused: valid & SETATTR_REFUSED != 0, size }
+        }
         14 | 27 => Request::Open,
         15 => Request::Read { off: body.u64(8)?, len: body.u32(16)? },
         16 => {
@@ -353,8 +358,9 @@ mod tests {
         let fallocate = fields(&[7, 4096, 65536, 3]);
         let expected = Request::Fallocate { off: 4096, len: 65536, mode: FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE };
         assert_eq!(request(&message(43, FILE, &fallocate)), expected);
-        assert_eq!(request(&message(4, FILE, &fields(&[8; 11]))), Request::SetAttr { refused: true });
-        assert_eq!(request(&message(4, FILE, &fields(&[32; 11]))), Request::SetAttr { refused: false });
+        assert_eq!(request(&message(4, FILE, &fields(&[8; 11]))), Request::SetAttr { refused: false, size: Some(8) });
+        assert_eq!(request(&message(4, FILE, &fields(&[32; 11]))), Request::SetAttr { refused: false, size: None });
+        assert_eq!(request(&message(4, FILE, &fields(&[1; 11]))), Request::SetAttr { refused: true, size: None });
         assert_eq!(request(&message(36, 0, &fields(&[5]))), Request::Unknown);
     }
 

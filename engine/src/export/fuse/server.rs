@@ -219,10 +219,13 @@ impl<V: Volume> Server<V> {
             }
             Request::Lookup { known: true } => Ok(put(buf, &proto::entry_reply(self.attr(proto::FILE)))),
             Request::Lookup { known: false } => Err(err!(NotFound, "no such file")),
-            Request::GetAttr | Request::SetAttr { refused: false } => {
+            // Only the size that it has can be set: see `FuseExport::refresh_size`.
+            Request::SetAttr { refused, size } if refused || size.is_some_and(|size| size != self.volume.size()) => {
+                return self.reply_errno(buf, header, libc::EPERM).await;
+            }
+            Request::GetAttr | Request::SetAttr { .. } => {
                 self.known(header).map(|()| put(buf, &proto::attr_reply(self.attr(header.node))))
             }
-            Request::SetAttr { refused: true } => return self.reply_errno(buf, header, libc::EPERM).await,
             Request::Open => self.known(header).map(|()| put(buf, &proto::open_reply(header.node))),
             Request::StatFs => {
                 Ok(put(buf, &proto::statfs_reply(self.volume.size(), self.volume.block_size().max(4096))))
