@@ -230,17 +230,21 @@ impl Disk {
         lock(&self.state).cut_at = None;
     }
 
-    /// Power again, and what the cut left. Says how much of the cache that is.
-    pub fn restore(&self) -> String {
+    /// Power again, and what the cut left: of a torn write, some of its pieces, which end at multiples of `piece`. Says how
+    /// much of the cache that is.
+    pub fn restore(&self, piece: usize) -> String {
         let mut state = lock(&self.state);
         let State { kept, now, cache, random, .. } = &mut *state;
         let (chance, torn) = ([0, 10, 50, 90, 100][random.below(5) as usize], random.percent(50));
         for write in &*cache {
-            let step = if torn { SECTOR } else { write.len };
-            for at in (0..write.len).step_by(step.max(1)) {
+            let mut at = 0;
+            while at < write.len {
+                let to = if torn { (write.off + at) / piece * piece + piece - write.off } else { write.len };
+                let to = to.min(write.len);
                 if random.percent(chance) {
-                    write.apply(kept, at..(at + step).min(write.len));
+                    write.apply(kept, at..to);
                 }
+                at = to;
             }
         }
         for write in &*cache {

@@ -1,8 +1,8 @@
 //! The life of one store: created, worked on by the real binary, cut off, opened, looked at, again and again.
 
 use crate::common::{Clients, Driver, block, mount};
-use crate::disk::{Disk, Random};
-use crate::model::Content;
+use crate::disk::{Disk, Random, SECTOR};
+use crate::model::{BLOCK, Content};
 use crate::writer::{Holds, Writer, check_files};
 use anyhow::{Context, Result, bail, ensure};
 use coppice_engine::shard::sync::lock;
@@ -155,7 +155,9 @@ impl Life {
             let path = entry.path();
             if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
         }
-        let left = self.disk.restore();
+        // The super block of ext4 has two sectors, and ext4 has no way back from a half of it.
+        let files = self.objects.iter().any(|object| matches!(object.holds, Holds::Files(_)));
+        let left = self.disk.restore(if files { BLOCK } else { SECTOR });
         self.cuts += 1;
         self.tell(format!("power cut {}: the disk kept {left}", self.cuts));
         Ok(())
