@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real file systems over the tree of lvols, through the real binary: ext4, xfs and btrfs on exported lvols under fio with
 # verification, while snapshots are taken (with syncfs before each, as CSI does), clones of them are mounted and checked with
-# fsck, and snapshots are deleted in random order. At the end the driver is killed (kill -9) under load, started again, and
+# fsck, the volume grows, and snapshots are deleted in random order. At the end the driver is killed (kill -9) under load, started again, and
 # what had been synced must be there.
 #   scripts/fs-torture.sh [ext4|xfs|btrfs]…      SECONDS_EACH=N for another length, SEED=N for other random choices
 set -euo pipefail
@@ -54,8 +54,20 @@ check_fs() { # TYPE DEVICE: after a mount has replayed the journal
 
 mount_options() { case $1 in xfs) echo nouuid ;; *) echo defaults ;; esac; }
 
+grow() { # TYPE VOLUME DEVICE MOUNT MIB: in use, and all of it can be read at once
+    ctl lvol resize "$2" "${5}M" >/dev/null
+    dd if="$3" of=/dev/null iflag=direct bs=1M skip=$(($5 - 1)) status=none || die "$1: the end of the grown device cannot be read"
+    case $1 in
+    # A mounted ext4 grows only for whoever has CAP_SYS_RESOURCE (bit 24), which not every machine gives root.
+    ext4) ((0x$(awk '/^CapEff/ { print $2 }' /proc/self/status) >> 24 & 1)) || return 0
+        resize2fs "$3" >"$WORK/grow.log" 2>&1 ;;
+    xfs) xfs_growfs "$4" >"$WORK/grow.log" 2>&1 ;;
+    btrfs) btrfs filesystem resize max "$4" >"$WORK/grow.log" 2>&1 ;;
+    esac || { cat "$WORK/grow.log" >&2; die "$1: the file system does not grow"; }
+}
+
 torture() { # TYPE
-    local fs=$1 vol=vol-$1 mnt=$WORK/$1 dev n snaps=() snap clone cdev pick
+    local fs=$1 vol=vol-$1 mnt=$WORK/$1 dev n snaps=() snap clone cdev pick mib=1024
     ctl lvol create "$vol" 1G >/dev/null
     dev=$(device_of "$vol")
     case $fs in ext4) mkfs.ext4 -q "$dev" ;; xfs) mkfs.xfs -q "$dev" ;; btrfs) mkfs.btrfs -q "$dev" >/dev/null 2>&1 ;; esac
@@ -84,6 +96,10 @@ torture() { # TYPE
         check_fs "$fs" "$cdev"
         ctl lvol export --stop "$clone" >/dev/null
         ctl lvol rm "$clone" >/dev/null
+        if ((n % 4 == 0)); then
+            mib=$((mib + 64))
+            grow "$fs" "$vol" "$dev" "$mnt" $mib
+        fi
         # Some snapshot goes, any one.
         if ((${#snaps[@]} > 3)); then
             pick=$((RANDOM % ${#snaps[@]}))
@@ -104,7 +120,7 @@ torture() { # TYPE
         snaps=("${snaps[@]}")
     done
     mount "$dev" "$mnt"
-    say "$fs: fio verified its data, $n snapshots, as many clones mounted and checked"
+    say "$fs: fio verified its data, $n snapshots, as many clones mounted and checked, grown to $mib MiB"
 }
 
 killed_under_load() {

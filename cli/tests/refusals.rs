@@ -119,6 +119,38 @@ async fn volumes_that_are_not_made() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_file_system_that_does_not_fit_waits_for_room() -> Result<()> {
+    let mut driver = Driver::start(256 << 20).await?;
+    let mut c = driver.clients().await?;
+    let volume = c.create("thin", 64 * MIB, mount("ext4")).await?;
+    let room = c.controller.get_capacity(GetCapacityRequest::default()).await?.into_inner().available_capacity;
+    let thick = CreateVolumeRequest {
+        name: "thick".into(),
+        capacity_range: Some(CapacityRange { required_bytes: room, limit_bytes: 0 }),
+        ..with(("provisioning", "thick"))
+    };
+    let thick = c.controller.create_volume(thick).await?.into_inner().volume.expect("made").volume_id;
+    let staging = driver.path("staging");
+    let full = c.stage(&volume, &staging, mount("ext4")).await.err().expect("refused");
+    assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
+    assert!(full.message().contains("the lvstore store is full"), "{full:?}");
+    c.delete(&thick).await?;
+    c.stage(&volume, &staging, mount("ext4")).await?;
+    for (fs_type, fits) in [("ext4", true), ("", true), ("xfs", false)] {
+        let request = ValidateVolumeCapabilitiesRequest {
+            volume_id: volume.clone(),
+            volume_capabilities: vec![mount(fs_type)],
+            ..Default::default()
+        };
+        let answer = c.controller.validate_volume_capabilities(request).await?.into_inner();
+        assert_eq!(answer.confirmed.is_some(), fits, "{fs_type}: {answer:?}");
+    }
+    c.unstage(&volume, &staging).await?;
+    c.delete(&volume).await?;
+    driver.terminate().await
+}
+
+#[tokio::test]
 async fn uses_that_are_refused() -> Result<()> {
     let mut driver = Driver::start(1 << 30).await?;
     let mut c = driver.clients().await?;

@@ -184,11 +184,14 @@ impl Controller for ControllerService {
                 }
                 volumes.get(&request.volume_id).await.map_err(status)?;
                 let refused = |message: String| Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message });
-                for wire in &request.volume_capabilities {
-                    match Capability::read(wire).map(|capability| capability.refusal()) {
-                        Ok(None) => {}
-                        Ok(Some(why)) | Err(why) => return refused(why),
+                let read: Result<Vec<_>, String> = request.volume_capabilities.iter().map(Capability::read).collect();
+                match read {
+                    Ok(asked) => {
+                        if let Some(why) = volumes.misfit(&request.volume_id, &asked).await.map_err(status)? {
+                            return refused(why);
+                        }
                     }
+                    Err(why) => return refused(why),
                 }
                 if let Err(e) = Parameters::read(&request.parameters) {
                     return refused(e.to_string());

@@ -24,6 +24,7 @@ pub use snapshot::{CreateSnapshot, Snapshot};
 
 use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes;
+use coppice_proto::capability::{Access, Capability};
 use coppice_proto::turns::Turns;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,18 @@ impl Volumes {
     pub async fn get(&self, id: &str) -> Result<Volume> {
         let lvol = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
         self.volume_of(&lvol).await
+    }
+
+    /// Why the volume cannot be used like that, if it cannot.
+    pub async fn misfit(&self, id: &str, capabilities: &[Capability]) -> Result<Option<String>> {
+        let lvol = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
+        let held = lvol.attributes.get(attributes::FS);
+        Ok(capabilities.iter().find_map(|capability| match (&capability.access, held) {
+            (Access::Mount { fs_type, .. }, Some(held)) if !fs_type.is_empty() && fs_type != held => {
+                Some(format!("the volume {id} holds {held}, not {fs_type}"))
+            }
+            _ => capability.refusal(),
+        }))
     }
 
     /// Deletes a volume. One that is not there, never was, or is no volume at all is deleted already.

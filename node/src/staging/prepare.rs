@@ -15,7 +15,7 @@
 use crate::host::probe::{Content, probe};
 use crate::host::{device, mkfs};
 use crate::{Error, Result};
-use coppice_engine::{LvolInfo, Store};
+use coppice_engine::{ErrorKind, LvolInfo, Store};
 use coppice_proto::attributes::{CSI_FSTYPE, FS, FS_MAKING};
 use coppice_proto::capability::{DEFAULT_FILE_SYSTEM, FILE_SYSTEMS};
 use std::path::Path;
@@ -79,7 +79,20 @@ pub async fn prepare(store: &Store, lvol: &LvolInfo, device: &Path, asked: &str)
 async fn make(store: &Store, lvol: &LvolInfo, device: &Path, fs_type: &str, again: bool) -> Result<()> {
     let mark = (FS_MAKING.to_string(), Some(fs_type.to_string()));
     store.set_attributes(lvol.uuid, vec![mark]).await?;
-    mkfs::make(device, fs_type, device::size(device)?, again).await?;
+    if let Err(e) = mkfs::make(device, fs_type, device::size(device)?, again).await {
+        // Its own words for a full store are of an I/O error.
+        let store = store.info().await?;
+        return Err(match store.free_clusters {
+            0 => Error::Engine(coppice_engine::Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "the lvstore {} is full, no file system can be made on the volume {}: {e}",
+                    store.name, lvol.uuid
+                ),
+            )),
+            _ => e,
+        });
+    }
     store.flush(lvol.uuid).await?;
     let done = vec![(FS.to_string(), Some(fs_type.to_string())), (FS_MAKING.to_string(), None)];
     store.set_attributes(lvol.uuid, done).await?;
