@@ -8,6 +8,7 @@ mod connect;
 mod crds;
 mod demo;
 mod guard;
+mod http;
 mod lvol;
 mod lvstore;
 mod output;
