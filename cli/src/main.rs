@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod connect;
+mod controller;
 mod crds;
 mod demo;
 mod guard;
@@ -58,7 +59,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
     if global.image.is_some() && !matches!(command, Command::Lvstore(_) | Command::Lvol(_)) {
         args::wrong_usage("--image goes with lvstore and lvol only");
     }
-    log(if matches!(command, Command::Standalone(_)) { "info" } else { "warn" });
+    let serves = matches!(command, Command::Standalone(_) | Command::Controller(_));
+    log(if serves { "info" } else { "warn" });
     match command {
         Command::Lvstore(command) => return lvstore::run(&global, command).await,
         Command::Lvol(command) => lvol::run(&global, command).await?,
@@ -66,8 +68,9 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
-        Command::Node | Command::Controller => {
-            bail!("the Kubernetes roles are not built yet; use coppice standalone")
+        Command::Controller(args) => controller::run(args).await?,
+        Command::Node => {
+            bail!("the node's role is not built yet; use coppice standalone")
         }
     }
     Ok(Outcome::Done)
