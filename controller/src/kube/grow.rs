@@ -50,24 +50,25 @@ impl KubeBackend {
         }
     }
 
-    /// Writes the size, if the object does not ask for as much already.
+    /// Writes the size, if it is not what the object asks for already. More than that, which an earlier request asked for and
+    /// never got, is taken back. Read afresh: an object from before the last change would tell of its failure, not of ours.
     async fn ask_for(&self, id: Uuid, size: u64) -> Result<Lvol> {
-        let mut lvol = (*self.existing(id).await?).clone();
+        let name = self.existing(id).await?.name_any();
         for _ in 0..CONFLICTS_MAX {
+            let there = self.lvol_api().get_opt(&name).await.map_err(|e| failed("read the object", &e))?;
+            let gone = || coppice_engine::Error::new(ErrorKind::NotFound, format!("there is no lvol {id}"));
+            let lvol = there.filter(|lvol| lvol.spec.lvol_uuid == id).ok_or_else(gone)?;
             let asked = lvol.spec.size.bytes();
-            if asked >= size {
+            let has = lvol.status.as_ref().and_then(|status| status.size).map_or(0, |size| size.bytes());
+            if asked == size || (asked > size && has >= size) {
                 return Ok(lvol);
             }
-            let standing = self.standing(&pool_key(lvol.spec.lvstore_uuid))?;
+            let more = size.saturating_sub(asked);
             let thick = lvol.spec.provisioning == Provisioning::Thick;
-            standing.admit(What::Growth, size - asked, if thick { size - asked } else { 0 })?;
-            match self.write_size(&lvol, size).await? {
-                Some(written) => return Ok(written),
-                None => {
-                    let gone = || coppice_engine::Error::new(ErrorKind::NotFound, format!("there is no lvol {id}"));
-                    let there = self.lvol_api().get_opt(&lvol.name_any()).await;
-                    lvol = there.map_err(|e| failed("read the object", &e))?.ok_or_else(gone)?;
-                }
+            let standing = self.standing(&pool_key(lvol.spec.lvstore_uuid))?;
+            standing.admit(What::Growth, more, if thick { more } else { 0 })?;
+            if let Some(written) = self.write_size(&lvol, size).await? {
+                return Ok(written);
             }
         }
         Err(Error::MayExist("the object is written by others all the time: try again".into()))

@@ -65,7 +65,9 @@ pub fn growth(lvol: &Lvol, size: u64, generation: i64) -> Growth {
         return Growth::Done;
     }
     match find(lvol, LvolCondition::ResizeFailed) {
-        Some(failed) if failed.status == "True" && failed.observed_generation.is_some_and(|seen| seen >= generation) => {
+        Some(failed)
+            if failed.status == "True" && failed.observed_generation.is_some_and(|seen| seen >= generation) =>
+        {
             Growth::Failed { message: words(failed), full: failed.reason == LvolReason::NoSpace.as_str() }
         }
         _ => Growth::Pending,

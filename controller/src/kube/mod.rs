@@ -26,6 +26,7 @@ mod orphans;
 mod remove;
 mod standing;
 mod translate;
+
 #[cfg(test)]
 mod tests;
 

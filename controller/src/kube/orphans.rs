@@ -40,7 +40,8 @@ impl Verdict {
 /// What is to be said of an object, if anything.
 pub fn verdict(lvol: &Lvol, owners: &Owners, now: jiff::Timestamp) -> Option<Verdict> {
     let age = now.as_second() - lvol.creation_timestamp()?.0.as_second();
-    let owned = owners.handles.contains(&lvol.spec.lvol_uuid.to_string()) || owners.names.contains(&lvol.spec.request_name);
+    let owned =
+        owners.handles.contains(&lvol.spec.lvol_uuid.to_string()) || owners.names.contains(&lvol.spec.request_name);
     if owned || age < YOUNG_SECONDS || judge::is_leaving(lvol) {
         return None;
     }

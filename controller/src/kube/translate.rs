@@ -1,12 +1,12 @@
 //! Objects as the operations know lvols, and back. Pure.
 
 use super::judge;
+use crate::volume::Source;
 use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_kube_api::{
     ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, Kind, LABEL_LVSTORE, Lvol, LvolSpec, Provisioning,
     object_name,
 };
-use crate::volume::Source;
 use coppice_proto::attributes::{self, Attributes};
 use kube::ResourceExt;
 use uuid::Uuid;
