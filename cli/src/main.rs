@@ -13,6 +13,7 @@ mod lvol;
 mod lvstore;
 mod output;
 mod quiesce;
+mod serving;
 mod size;
 mod standalone;
 mod stdin;

@@ -299,13 +299,8 @@ pub(super) fn reachable(requisite: &[BTreeMap<String, String>], node: &str) -> b
 }
 
 fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, parent: &Attributes) -> Attributes {
-    let mut out = attributes::inherited(parent);
-    out.insert(attributes::CSI_NAME.into(), request.name.clone());
-    out.insert(attributes::CSI_SIZE.into(), size.to_string());
-    out.insert(attributes::CSI_CREATED.into(), attributes::now_nanos().to_string());
-    if let Some(source) = source {
-        out.insert(attributes::CSI_SOURCE.into(), source.to_attribute());
-    }
+    let source = source.map(|source| source.to_attribute());
+    let mut out = attributes::of_volume(&request.name, size, source, parent);
     if request.is_for_mount() {
         let held = parent.get(attributes::FS).map(String::as_str);
         let fs_type = request.asked_fs().or(held).unwrap_or(DEFAULT_FILE_SYSTEM);
