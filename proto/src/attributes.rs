@@ -18,6 +18,10 @@ pub const CSI_CLONE_FOR: &str = "coppice.csi.clone-for";
 pub const CSI_FSTYPE: &str = "coppice.csi.fstype";
 /// How the volume's class wants it exported, when it says.
 pub const CSI_EXPORT: &str = "coppice.csi.export";
+/// `namespace/name` of the claim that a volume was made for, when the orchestrator says.
+pub const CSI_PVC: &str = "coppice.csi.pvc";
+/// `namespace/name` of the VolumeSnapshot that a snapshot was made for, when the orchestrator says.
+pub const CSI_VOLUME_SNAPSHOT: &str = "coppice.csi.volumesnapshot";
 /// How the volume's class wants a restore done, when it says.
 pub const CSI_RESTORE: &str = "coppice.csi.restore";
 

@@ -64,6 +64,7 @@ fn pool(info: StoreInfo, node: String) -> Pool {
         cluster_size,
         largest: clusters.saturating_mul(cluster_size),
         free: info.free_clusters.saturating_mul(cluster_size),
+        committed: 0,
         open: !info.read_only && info.failed.is_none(),
     }
 }
