@@ -11,6 +11,7 @@ mod guard;
 mod http;
 mod lvol;
 mod lvstore;
+mod node;
 mod output;
 mod quiesce;
 mod serving;
@@ -59,7 +60,7 @@ async fn run(cli: Cli) -> Result<Outcome> {
     if global.image.is_some() && !matches!(command, Command::Lvstore(_) | Command::Lvol(_)) {
         args::wrong_usage("--image goes with lvstore and lvol only");
     }
-    log(if matches!(command, Command::Standalone(_)) { "info" } else { "warn" });
+    log(if matches!(command, Command::Standalone(_) | Command::Node(_)) { "info" } else { "warn" });
     match command {
         Command::Lvstore(command) => return lvstore::run(&global, command).await,
         Command::Lvol(command) => lvol::run(&global, command).await?,
@@ -67,8 +68,9 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
-        Command::Node | Command::Controller => {
-            bail!("the Kubernetes roles are not built yet; use coppice standalone")
+        Command::Node(args) => node::run(args).await?,
+        Command::Controller => {
+            bail!("this role is not built yet")
         }
     }
     Ok(Outcome::Done)
