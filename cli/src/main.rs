@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod connect;
+mod controller;
 mod crds;
 mod demo;
 mod guard;
@@ -21,7 +22,7 @@ mod stdin;
 mod tree;
 mod wipe;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -60,7 +61,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
     if global.image.is_some() && !matches!(command, Command::Lvstore(_) | Command::Lvol(_)) {
         args::wrong_usage("--image goes with lvstore and lvol only");
     }
-    log(if matches!(command, Command::Standalone(_) | Command::Node(_)) { "info" } else { "warn" });
+    let serves = matches!(command, Command::Standalone(_) | Command::Node(_) | Command::Controller(_));
+    log(if serves { "info" } else { "warn" });
     match command {
         Command::Lvstore(command) => return lvstore::run(&global, command).await,
         Command::Lvol(command) => lvol::run(&global, command).await?,
@@ -69,9 +71,7 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
         Command::Node(args) => node::run(args).await?,
-        Command::Controller => {
-            bail!("this role is not built yet")
-        }
+        Command::Controller(args) => controller::run(args).await?,
     }
     Ok(Outcome::Done)
 }

@@ -14,17 +14,22 @@
 //! * `cache`: objects kept up to date by a watch.
 //! * `translate`, `standing`, `judge`: what objects mean; pure.
 //! * `make`, `remove`, `grow`: the three ways in which objects change.
+//! * `background`, `orphans`, `lease`: what nobody asks for, and who does it.
 
+mod background;
 mod cache;
 mod grow;
 mod judge;
+mod lease;
 mod make;
+mod orphans;
 mod remove;
 mod standing;
 mod translate;
 #[cfg(test)]
 mod tests;
 
+pub use background::Background;
 pub use translate::kept;
 
 use crate::volume::{Backend, Consistency, Error, Pool, Result, Source};
