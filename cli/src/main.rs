@@ -12,15 +12,17 @@ mod guard;
 mod http;
 mod lvol;
 mod lvstore;
+mod node;
 mod output;
 mod quiesce;
+mod serving;
 mod size;
 mod standalone;
 mod stdin;
 mod tree;
 mod wipe;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -59,7 +61,7 @@ async fn run(cli: Cli) -> Result<Outcome> {
     if global.image.is_some() && !matches!(command, Command::Lvstore(_) | Command::Lvol(_)) {
         args::wrong_usage("--image goes with lvstore and lvol only");
     }
-    let serves = matches!(command, Command::Standalone(_) | Command::Controller(_));
+    let serves = matches!(command, Command::Standalone(_) | Command::Node(_) | Command::Controller(_));
     log(if serves { "info" } else { "warn" });
     match command {
         Command::Lvstore(command) => return lvstore::run(&global, command).await,
@@ -68,10 +70,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
+        Command::Node(args) => node::run(args).await?,
         Command::Controller(args) => controller::run(args).await?,
-        Command::Node => {
-            bail!("the node's role is not built yet; use coppice standalone")
-        }
     }
     Ok(Outcome::Done)
 }

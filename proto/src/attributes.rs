@@ -58,6 +58,16 @@ pub fn of_snapshot(lvol: uuid::Uuid, source: &Attributes, size: u64) -> Attribut
     attributes
 }
 
+/// The attributes of a new volume of `size` bytes for the request `name`. `source` as [`CSI_SOURCE`] has it, with its attributes.
+pub fn of_volume(name: &str, size: u64, source: Option<String>, parent: &Attributes) -> Attributes {
+    let mut attributes = inherited(parent);
+    attributes.insert(CSI_NAME.into(), name.to_string());
+    attributes.insert(CSI_SIZE.into(), size.to_string());
+    attributes.insert(CSI_CREATED.into(), now_nanos().to_string());
+    attributes.extend(source.map(|source| (CSI_SOURCE.to_string(), source)));
+    attributes
+}
+
 /// The size that CSI reports for a lvol of `size` bytes: what was asked for, if that is known and possible.
 pub fn reported_size(attributes: &Attributes, size: u64) -> u64 {
     match attributes.get(CSI_SIZE).and_then(|text| text.parse::<u64>().ok()) {

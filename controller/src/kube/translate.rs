@@ -128,12 +128,15 @@ fn attributes_of(object: &Lvol) -> Attributes {
     if let Some(nanos) = created.and_then(|time| u64::try_from(time.0.as_nanosecond()).ok()) {
         out.insert(attributes::CSI_CREATED.into(), nanos.to_string());
     }
-    for (attribute, annotation) in KEPT_AS_ANNOTATIONS {
-        if let Some(value) = object.annotations().get(annotation) {
-            out.insert(attribute.into(), value.clone());
-        }
-    }
+    out.extend(kept(object));
     out
+}
+
+/// The attributes that the object keeps as annotations. The agent gives them to the lvol.
+pub fn kept(object: &Lvol) -> Attributes {
+    let value = |annotation: &str| object.annotations().get(annotation).cloned();
+    let all = KEPT_AS_ANNOTATIONS.into_iter();
+    all.filter_map(|(attribute, annotation)| Some((attribute.to_string(), value(annotation)?))).collect()
 }
 
 /// Bytes that the object still takes from what its lvstore reports as free: it is not made yet, or has not grown yet.

@@ -345,13 +345,8 @@ pub(super) fn reachable(requisite: &[BTreeMap<String, String>], node: &str) -> b
 }
 
 fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, parent: &Attributes) -> Attributes {
-    let mut out = attributes::inherited(parent);
-    out.insert(attributes::CSI_NAME.into(), request.name.clone());
-    out.insert(attributes::CSI_SIZE.into(), size.to_string());
-    out.insert(attributes::CSI_CREATED.into(), attributes::now_nanos().to_string());
-    if let Some(source) = source {
-        out.insert(attributes::CSI_SOURCE.into(), source.to_attribute());
-    }
+    let source = source.map(|source| source.to_attribute());
+    let mut out = attributes::of_volume(&request.name, size, source, parent);
     if let Some(claim) = &request.claim {
         out.insert(attributes::CSI_PVC.into(), claim.clone());
     }

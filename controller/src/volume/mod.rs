@@ -19,6 +19,7 @@ pub use create::{CreateVolume, SourceId};
 pub use error::{Error, Result};
 pub use expand::Expanded;
 pub use list::Page;
+pub use names::lvol_name;
 pub use params::{Parameters, Range, Source, check_snapshot_parameters, owner};
 pub use snapshot::{CreateSnapshot, Snapshot};
 
