@@ -3,7 +3,7 @@
 use super::lease::{Leadership, RENEW_SECONDS};
 use super::{KubeBackend, judge, orphans};
 use coppice_kube_api::Lvol;
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -166,6 +166,10 @@ impl Inner {
                 owners.handles.insert(csi.volume_handle);
             }
         }
+        // A claim that waits for its volume: the provisioner names the volume by the claim's UID.
+        let claims: Api<PersistentVolumeClaim> = Api::all(self.client.clone());
+        let claims = claims.list_metadata(&ListParams::default()).await?;
+        owners.names.extend(claims.items.iter().filter_map(ResourceExt::uid).map(|uid| format!("pvc-{uid}")));
         let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotContent");
         let contents: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::from_gvk(&kind));
         match pages(&contents).await {
