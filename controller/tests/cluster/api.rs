@@ -1,0 +1,234 @@
+//! An API server in this process, as far as the controller needs one: objects with versions and finalizers, preconditions,
+//! merge patches, lists and watches. No schema, no admission.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::Frame;
+use hyper::{Method, Request, Response, StatusCode};
+use kube::client::Body;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::watch;
+
+type Key = (String, String);
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+#[derive(Default)]
+pub struct State {
+    version: u64,
+    pub objects: BTreeMap<Key, Value>,
+    /// Version, plural, type of event, object.
+    events: Vec<(u64, String, &'static str, Value)>,
+    /// Method and plural of every request that was answered.
+    pub requests: Vec<String>,
+}
+
+#[derive(Clone)]
+pub struct Api {
+    state: Arc<Mutex<State>>,
+    version: watch::Sender<u64>,
+}
+
+impl Api {
+    pub fn new() -> Api {
+        Api { state: Arc::default(), version: watch::Sender::new(0) }
+    }
+
+    pub fn client(&self) -> kube::Client {
+        let this = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let this = this.clone();
+            async move { Ok::<_, Infallible>(this.answer(request).await) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics with it")
+    }
+
+    pub fn get(&self, plural: &str, name: &str) -> Option<Value> {
+        self.state().objects.get(&(plural.into(), name.into())).cloned()
+    }
+
+    pub fn all(&self, plural: &str) -> Vec<Value> {
+        self.state().objects.iter().filter(|((p, _), _)| p == plural).map(|(_, object)| object.clone()).collect()
+    }
+
+    pub fn put(&self, plural: &str, mut object: Value) {
+        let mut state = self.state();
+        let name = text(&object, "/metadata/name");
+        let old = state.objects.get(&(plural.to_string(), name.clone())).cloned();
+        object["metadata"]["uid"] =
+            old.as_ref().map_or(json!(uuid::Uuid::new_v4()), |old| old["metadata"]["uid"].clone());
+        let spec_changed = old.as_ref().is_none_or(|old| old["spec"] != object["spec"]);
+        let generation = old.as_ref().and_then(|old| old["metadata"]["generation"].as_i64()).unwrap_or(0);
+        object["metadata"]["generation"] = json!(generation + i64::from(spec_changed));
+        if object["metadata"]["creationTimestamp"].is_null() {
+            object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        let leaving = !object["metadata"]["deletionTimestamp"].is_null();
+        let held = object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        state.version += 1;
+        let version = state.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let key = (plural.to_string(), name);
+        let kind = match (leaving && !held, old.is_some()) {
+            (true, _) => "DELETED",
+            (false, true) => "MODIFIED",
+            (false, false) => "ADDED",
+        };
+        match kind {
+            "DELETED" => state.objects.remove(&key),
+            _ => state.objects.insert(key, object.clone()),
+        };
+        state.events.push((version, plural.into(), kind, object));
+        drop(state);
+        self.version.send_replace(version);
+    }
+
+    pub fn remove(&self, plural: &str, name: &str) {
+        let Some(mut object) = self.get(plural, name) else { return };
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:01Z");
+        self.put(plural, object);
+    }
+
+    /// Carries out a merge patch; `status` only touches the status.
+    pub fn patch(&self, plural: &str, name: &str, patch: &Value, status: bool) -> Result<Value, StatusCode> {
+        let mut object = self.get(plural, name).ok_or(StatusCode::NOT_FOUND)?;
+        for key in ["uid", "resourceVersion"] {
+            let asked = &patch["metadata"][key];
+            if !asked.is_null() && *asked != object["metadata"][key] {
+                return Err(StatusCode::CONFLICT);
+            }
+        }
+        match status {
+            true => merge(&mut object["status"], &patch["status"]),
+            false => {
+                let mut patch = patch.clone();
+                if let Some(map) = patch.as_object_mut() {
+                    map.remove("status");
+                }
+                merge(&mut object, &patch);
+            }
+        }
+        self.put(plural, object.clone());
+        Ok(self.get(plural, name).unwrap_or(object))
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+        let path = &path[if path[0] == "api" { 2 } else { 3 }..];
+        let path = if path[0] == "namespaces" { &path[2..] } else { path };
+        let (plural, name, sub) = (path[0], path.get(1).copied(), path.get(2).copied());
+        let query = parts.uri.query().unwrap_or("");
+        self.state().requests.push(format!("{} {plural}", parts.method));
+        match (&parts.method, name) {
+            (&Method::GET, None) if query.contains("watch=") => self.stream(plural, query),
+            (&Method::GET, None) => {
+                let version = self.state().version.to_string();
+                let list = json!({ "kind": "List", "apiVersion": "v1",
+                    "metadata": { "resourceVersion": version }, "items": self.all(plural) });
+                whole(StatusCode::OK, &list)
+            }
+            (&Method::GET, Some(name)) => match self.get(plural, name) {
+                Some(object) => whole(StatusCode::OK, &object),
+                None => refused(StatusCode::NOT_FOUND, "NotFound"),
+            },
+            (&Method::POST, None) => {
+                let name = text(&body, "/metadata/name");
+                if self.get(plural, &name).is_some() {
+                    return refused(StatusCode::CONFLICT, "AlreadyExists");
+                }
+                self.put(plural, body);
+                whole(StatusCode::CREATED, &self.get(plural, &name).unwrap_or_default())
+            }
+            (&Method::PATCH, Some(name)) => match self.patch(plural, name, &body, sub == Some("status")) {
+                Ok(object) => whole(StatusCode::OK, &object),
+                Err(StatusCode::NOT_FOUND) => refused(StatusCode::NOT_FOUND, "NotFound"),
+                Err(code) => refused(code, "Conflict"),
+            },
+            (&Method::DELETE, Some(name)) => {
+                let Some(object) = self.get(plural, name) else { return refused(StatusCode::NOT_FOUND, "NotFound") };
+                let uid = &body["preconditions"]["uid"];
+                if !uid.is_null() && *uid != object["metadata"]["uid"] {
+                    return refused(StatusCode::CONFLICT, "Conflict");
+                }
+                self.remove(plural, name);
+                whole(StatusCode::OK, &object)
+            }
+            _ => refused(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
+        }
+    }
+
+    fn stream(&self, plural: &str, query: &str) -> Answer {
+        let since = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let since: u64 = since.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let start = (self.clone(), self.version.subscribe(), plural.to_string(), since);
+        let events = futures_util::stream::unfold(start, |(api, mut versions, plural, since)| async move {
+            loop {
+                versions.borrow_and_update();
+                let next = api.state().events.iter().find(|(v, p, ..)| *v > since && *p == plural).cloned();
+                if let Some((version, _, kind, object)) = next {
+                    let line = format!("{}\n", json!({ "type": kind, "object": object }));
+                    let frame = Ok::<_, Infallible>(Frame::data(Bytes::from(line)));
+                    return Some((frame, (api, versions, plural, version)));
+                }
+                versions.changed().await.ok()?;
+            }
+        });
+        Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(events)))))
+    }
+}
+
+/// A stream that only one task ever polls.
+struct SyncStream(std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync>>);
+
+impl futures_util::Stream for SyncStream {
+    type Item = Result<Frame<Bytes>, Infallible>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+pub fn text(object: &Value, path: &str) -> String {
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_string()
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                into.as_object_mut().map(|map| map.remove(key));
+            }
+            value => merge(&mut into[key], value),
+        }
+    }
+}
+
+fn whole(code: StatusCode, body: &Value) -> Answer {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())).boxed());
+    *response.status_mut() = code;
+    response
+}
+
+fn refused(code: StatusCode, reason: &str) -> Answer {
+    let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": reason, "reason": reason, "code": code.as_u16() });
+    whole(code, &body)
+}

@@ -1,0 +1,272 @@
+//! The operations over the objects of an API server, with agents that only say that lvols are there.
+
+mod agent;
+mod api;
+
+use agent::Drive;
+use anyhow::{Context, Result, bail};
+use api::{Api, text};
+use coppice_controller::kube::KubeBackend;
+use coppice_controller::volume::{CreateSnapshot, CreateVolume, Error, Parameters, Range, SourceId, Volume, Volumes};
+use coppice_engine::ErrorKind;
+use coppice_proto::capability::{Access, Capability, Mode, TOPOLOGY_NODE};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+const MIB: u64 = 1 << 20;
+const CAPACITY: u64 = 100 * MIB;
+
+fn store_of(node: &str) -> Uuid {
+    Uuid::from_u128(u128::from_be_bytes(*b"store---of------") + u128::from(node.as_bytes()[0]))
+}
+
+fn add_node(api: &Api, node: &str) {
+    let ready = json!([{ "type": "Ready", "status": "True" }]);
+    api.put(
+        "nodes",
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node },
+        "spec": {}, "status": { "conditions": ready } }),
+    );
+    let ready = json!([{ "type": "Ready", "status": "True", "reason": "Open", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+    api.put("lvstores", json!({ "apiVersion": "coppice.io/v1alpha1", "kind": "Lvstore",
+        "metadata": { "name": format!("{node}-fast") },
+        "spec": { "node": node, "name": "fast", "device": "fast.img", "fileSize": "1Gi", "unschedulable": false },
+        "status": { "uuid": store_of(node), "clusterSize": "64Ki", "conditions": ready,
+            "space": { "total": "1Gi", "free": "1Gi", "committed": "0", "metadata": "1Mi", "metadataFree": "512Ki" } } }));
+}
+
+async fn controller(api: &Api) -> Arc<Volumes> {
+    let backend = Arc::new(KubeBackend::start(api.client()));
+    backend.synced().await;
+    Arc::new(Volumes::new(backend))
+}
+
+fn volume(name: &str, mib: u64) -> CreateVolume {
+    CreateVolume {
+        name: name.into(),
+        range: Range { required: mib * MIB, limit: 0 },
+        capabilities: vec![Capability { access: Access::Block, mode: Mode::Writer }],
+        ..CreateVolume::default()
+    }
+}
+
+fn on(node: &str) -> Vec<BTreeMap<String, String>> {
+    vec![[(TOPOLOGY_NODE.to_string(), node.to_string())].into()]
+}
+
+async fn eventually(what: &str, holds: impl Fn() -> bool) -> Result<()> {
+    for _ in 0..2000 {
+        if holds() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bail!("never: {what}")
+}
+
+#[tokio::test]
+async fn the_life_of_a_volume() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let drive = Drive::default();
+    let _agent = agent::start(api.clone(), "a", drive.clone(), CAPACITY);
+    let volumes = controller(&api).await;
+
+    let request = CreateVolume {
+        parameters: Parameters { export: Some("fuse".into()), ..Parameters::default() },
+        claim: Some("default/data".into()),
+        range: Range { required: MIB + 1, limit: 0 },
+        ..volume("pvc-1", 0)
+    };
+    let made = volumes.create(request.clone()).await?;
+    assert_eq!((made.capacity, made.node.as_str()), (MIB + 1, "a"), "what was asked, not what clusters make of it");
+    let object = api.get("lvols", "pvc-1").context("the object")?;
+    assert_eq!(text(&object, "/metadata/annotations/coppice.io~1pvc"), "default/data");
+    assert_eq!(text(&object, "/metadata/labels/coppice.io~1lvstore"), "fast");
+    assert_eq!(volumes.create(request).await?, made, "asked again");
+    assert!(matches!(volumes.create(volume("pvc-1", 9)).await, Err(Error::Exists(_))));
+
+    let take =
+        CreateSnapshot { name: "snapshot-1".into(), volume_id: made.id.to_string(), ..CreateSnapshot::default() };
+    let snapshot = volumes.create_snapshot(take.clone()).await?;
+    assert_eq!((snapshot.size, snapshot.created_nanos), (MIB + 1, 1_767_225_600_000_000_000));
+    assert_eq!(volumes.create_snapshot(take).await?, snapshot);
+    let clone = CreateVolume { source: Some(SourceId::Snapshot(snapshot.id.to_string())), ..volume("pvc-2", 2) };
+    let clone = volumes.create(clone).await?;
+    assert_eq!((clone.capacity, clone.node.as_str()), (2 * MIB, "a"));
+    let away =
+        CreateVolume { source: Some(SourceId::Volume(made.id.to_string())), requisite: on("b"), ..volume("pvc-3", 2) };
+    assert!(matches!(volumes.create(away).await, Err(Error::NoSpace(_))), "elsewhere than its source");
+
+    let grown = volumes.expand(&clone.id.to_string(), Range { required: 5 * MIB, limit: 0 }, None).await?;
+    assert_eq!(grown.capacity, 5 * MIB);
+    let full = volumes.expand(&clone.id.to_string(), Range { required: 500 * MIB, limit: 0 }, None).await;
+    assert!(matches!(&full, Err(Error::Engine(e)) if e.kind() == ErrorKind::NoSpace), "{full:?}");
+    assert_eq!(text(&api.get("lvols", "pvc-2").context("the clone")?, "/spec/size"), "5Mi", "taken back");
+    let never = volumes.expand(&clone.id.to_string(), Range { required: 5000 * MIB, limit: 0 }, None).await;
+    assert!(matches!(never, Err(Error::OutOfRange(_))), "{never:?}");
+    assert_eq!(
+        volumes.expand(&clone.id.to_string(), Range { required: 6 * MIB, limit: 0 }, None).await?.capacity,
+        6 * MIB
+    );
+
+    volumes.delete(&made.id.to_string()).await?;
+    assert!(api.get("lvols", "pvc-1").is_none() && !drive.has(&made.id.to_string()));
+    volumes.delete_snapshot(&snapshot.id.to_string()).await?;
+    volumes.delete(&clone.id.to_string()).await?;
+    volumes.delete(&clone.id.to_string()).await?;
+    assert!(api.all("lvols").is_empty() && drive.lvols.lock().is_ok_and(|lvols| lvols.is_empty()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn replicas_that_create_at_once_make_one_lvol() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    add_node(&api, "b");
+    let (a, b) = (Drive::default(), Drive::default());
+    let _agents =
+        [agent::start(api.clone(), "a", a.clone(), CAPACITY), agent::start(api.clone(), "b", b.clone(), CAPACITY)];
+    let (one, two) = (controller(&api).await, controller(&api).await);
+    for round in 0..20 {
+        let request = volume(&format!("pvc-{round}"), 1);
+        let (first, second) = tokio::join!(one.create(request.clone()), two.create(request));
+        assert_eq!(first?, second?, "round {round}");
+    }
+    let both: usize = [a, b].iter().map(|drive| drive.lvols.lock().map_or(0, |lvols| lvols.len())).sum();
+    assert_eq!((both, api.all("lvols").len()), (20, 20));
+    Ok(())
+}
+
+#[tokio::test]
+async fn thin_volumes_are_spread_and_thick_ones_never_promise_too_much() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    add_node(&api, "b");
+    let _agents = ["a", "b"].map(|node| agent::start(api.clone(), node, Drive::default(), 2000 * MIB));
+    let volumes = controller(&api).await;
+    let mut made: Vec<Volume> = Vec::new();
+    for i in 0..10 {
+        made.push(volumes.create(volume(&format!("thin-{i}"), 10)).await?);
+    }
+    assert_eq!(made.iter().filter(|volume| volume.node == "a").count(), 5);
+    // Nobody has made them yet: the store's own accounts do not know of them.
+    let thick = |name: String| CreateVolume {
+        parameters: Parameters { thick: true, ..Parameters::default() },
+        requisite: on("a"),
+        ..volume(&name, 300)
+    };
+    let calls = (0..6).map(|i| {
+        let (volumes, request) = (volumes.clone(), thick(format!("thick-{i}")));
+        tokio::spawn(async move { volumes.create(request).await })
+    });
+    let mut room = 0;
+    for call in calls.collect::<Vec<_>>() {
+        room += usize::from(call.await?.is_ok());
+    }
+    assert!(room >= 1, "some fit");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_controller_is_succeeded_by_any_other() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let first = controller(&api).await;
+    let cut = tokio::spawn(async move { first.create(volume("pvc-1", 1)).await });
+    eventually("the object is written", || api.get("lvols", "pvc-1").is_some()).await?;
+    cut.abort();
+    let uuid = text(&api.get("lvols", "pvc-1").context("the object")?, "/spec/lvolUUID");
+    let second = controller(&api).await;
+    let _agent = agent::start(api.clone(), "a", Drive::default(), CAPACITY);
+    let made = second.create(volume("pvc-1", 1)).await?;
+    assert_eq!(made.id.to_string(), uuid, "the lvol that the first one chose");
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_nothing_is_left_and_another_node_is_tried() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let drive = Drive::default();
+    let _agent = agent::start(api.clone(), "a", drive.clone(), MIB);
+    let volumes = controller(&api).await;
+    let full = volumes.create(volume("pvc-1", 2)).await;
+    assert!(matches!(&full, Err(Error::Engine(e)) if e.kind() == ErrorKind::NoSpace), "{full:?}");
+    assert!(api.all("lvols").is_empty());
+    add_node(&api, "b");
+    let _other = agent::start(api.clone(), "b", Drive::default(), CAPACITY);
+    let mut made = volumes.create(volume("pvc-1", 2)).await;
+    for _ in 0..100 {
+        if made.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        made = volumes.create(volume("pvc-1", 2)).await;
+    }
+    assert_eq!(made?.node, "b");
+    assert_eq!(api.all("lvols").len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_volume_that_is_wanted_elsewhere_is_made_there_unless_somebody_has_it() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    add_node(&api, "b");
+    let _agents = ["a", "b"].map(|node| agent::start(api.clone(), node, Drive::default(), CAPACITY));
+    let volumes = controller(&api).await;
+    let first = volumes.create(CreateVolume { requisite: on("a"), ..volume("pvc-1", 1) }).await?;
+    let second = volumes.create(CreateVolume { requisite: on("b"), ..volume("pvc-1", 1) }).await?;
+    assert_eq!((first.node.as_str(), second.node.as_str()), ("a", "b"));
+    assert_ne!(first.id, second.id);
+    api.put(
+        "persistentvolumes",
+        json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "pvc-1" } }),
+    );
+    let third = volumes.create(CreateVolume { requisite: on("a"), ..volume("pvc-1", 1) }).await?;
+    assert_eq!(third, second, "the volume's own node is answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_volume_of_a_node_that_is_gone_leaves_a_tombstone() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let drive = Drive::default();
+    let agent = agent::start(api.clone(), "a", drive.clone(), CAPACITY);
+    let volumes = controller(&api).await;
+    let made = volumes.create(volume("pvc-1", 1)).await?;
+    agent.abort();
+    api.remove("nodes", "a");
+    volumes.delete(&made.id.to_string()).await?;
+    assert!(api.all("lvols").is_empty() && drive.has(&made.id.to_string()), "the drive keeps it for now");
+    let lvstore = api.get("lvstores", "a-fast").context("the lvstore")?;
+    assert_eq!(text(&lvstore, "/status/tombstones/0/lvolUUID"), made.id.to_string());
+    assert_eq!(text(&lvstore, "/status/tombstones/0/lvstoreUUID"), store_of("a").to_string());
+    let refused = volumes.create(volume("pvc-2", 1)).await;
+    assert!(matches!(refused, Err(Error::MayExist(_))), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_volume_in_use_stays() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let _agent = agent::start(api.clone(), "a", Drive::default(), CAPACITY);
+    let volumes = controller(&api).await;
+    let made = volumes.create(volume("pvc-1", 1)).await?;
+    let used = json!({ "status": { "exports": [{ "kind": "fuse", "device": "/dev/loop7" }] } });
+    assert!(api.patch("lvols", "pvc-1", &used, true).is_ok());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let refused = volumes.delete(&made.id.to_string()).await;
+    assert!(matches!(&refused, Err(Error::Engine(e)) if e.kind() == ErrorKind::Busy), "{refused:?}");
+    assert!(api.get("lvols", "pvc-1").is_some_and(|object| object["spec"]["reclaim"].is_null()));
+    assert!(api.patch("lvols", "pvc-1", &json!({ "status": { "exports": [] } }), true).is_ok());
+    volumes.delete(&made.id.to_string()).await?;
+    Ok(())
+}
