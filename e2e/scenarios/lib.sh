@@ -82,6 +82,7 @@ END
 # -- waiting --------------------------------------------------------------------------------------------------------
 
 SECONDS_MAX=60
+patience() { SECONDS_MAX=$1; } # SECONDS: for what comes after
 bound() { # CLAIM…
     k wait "${@/#/pvc/}" --for 'jsonpath={.status.phase}=Bound' --timeout "${SECONDS_MAX}s" >/dev/null || die "not bound: $*"
 }
