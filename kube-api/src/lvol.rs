@@ -38,9 +38,10 @@ use uuid::Uuid;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("has(self.sourceUUID) == has(oldSelf.sourceUUID) && (!has(self.sourceUUID) || self.sourceUUID == oldSelf.sourceUUID)", "sourceUUID never changes"),
+    validation = ("has(self.sourceKind) == has(oldSelf.sourceKind) && (!has(self.sourceKind) || self.sourceKind == oldSelf.sourceKind)", "sourceKind never changes"),
     validation = ("has(self.sourceNode) == has(oldSelf.sourceNode) && (!has(self.sourceNode) || self.sourceNode == oldSelf.sourceNode)", "sourceNode never changes"),
     validation = ("has(self.consistency) == has(oldSelf.consistency) && (!has(self.consistency) || self.consistency == oldSelf.consistency)", "consistency never changes"),
-    validation = ("has(self.sourceUUID) == has(self.sourceNode)", "sourceUUID and sourceNode go together"),
+    validation = ("has(self.sourceUUID) == has(self.sourceNode) && has(self.sourceUUID) == has(self.sourceKind)", "sourceUUID, sourceKind and sourceNode go together"),
     validation = ("self.kind != 'Snapshot' || self.adopted || has(self.sourceUUID)", "a snapshot has a source"),
     validation = ("self.kind == 'Snapshot' || !has(self.consistency)", "consistency is for snapshots"),
     validation = ("self.kind != 'Snapshot' || self.size == oldSelf.size", "the size of a snapshot never changes"),
@@ -66,6 +67,9 @@ pub struct LvolSpec {
     #[serde(rename = "sourceUUID", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<UuidText>")]
     pub source_uuid: Option<Uuid>,
+    /// What the source is. Never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_kind: Option<Kind>,
     /// Node that has the source, which may be another one. Never changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<NodeName>")]

@@ -17,12 +17,18 @@ fn lvstore() -> Value {
     })
 }
 
+fn sourceless(object: Value) -> Value {
+    ["sourceUUID", "sourceKind", "sourceNode"]
+        .iter()
+        .fold(object, |object, key| with(object, &format!("/spec/{key}"), Value::Null))
+}
+
 fn volume() -> Value {
     json!({
         "apiVersion": "coppice.io/v1alpha1", "kind": "Lvol", "metadata": { "name": "pvc-1" },
         "spec": {
             "requestName": "pvc-1", "kind": "Volume", "size": "10Gi", "provisioning": "Thin", "node": "node-a",
-            "lvstoreUUID": A, "lvolUUID": B, "adopted": false, "sourceUUID": A, "sourceNode": "node-a"
+            "lvstoreUUID": A, "lvolUUID": B, "adopted": false, "sourceUUID": A, "sourceKind": "Volume", "sourceNode": "node-a"
         },
         "status": { "created": "2026-11-24T00:00:00Z", "size": "10Gi" }
     })
@@ -81,6 +87,8 @@ fn what_names_a_lvol_never_changes() {
         ("lvolUUID", json!(A)),
         ("sourceUUID", json!(B)),
         ("sourceUUID", Value::Null),
+        ("sourceKind", json!("Snapshot")),
+        ("sourceKind", Value::Null),
         ("sourceNode", json!("node-b")),
         ("sourceNode", Value::Null),
         ("adopted", json!(true)),
@@ -89,7 +97,7 @@ fn what_names_a_lvol_never_changes() {
     }
     is_refused::<Lvol>(snapshot(), "/spec/consistency", json!("Crash"), "consistency never changes");
     is_refused::<Lvol>(snapshot(), "/spec/consistency", Value::Null, "consistency never changes");
-    let without = with(with(volume(), "/spec/sourceUUID", Value::Null), "/spec/sourceNode", Value::Null);
+    let without = sourceless(volume());
     is_refused::<Lvol>(without, "/spec/sourceUUID", json!(A), "sourceUUID never changes");
 }
 
@@ -135,7 +143,7 @@ fn a_new_lvol_makes_sense() {
     assert_eq!(created(snapshot()), "");
     assert!(created(with(volume(), "/spec/sourceNode", Value::Null)).contains("go together"));
     assert!(created(with(volume(), "/spec/consistency", json!("Sync"))).contains("for snapshots"));
-    let rootless = with(with(snapshot(), "/spec/sourceUUID", Value::Null), "/spec/sourceNode", Value::Null);
+    let rootless = sourceless(snapshot());
     assert!(created(rootless.clone()).contains("a snapshot has a source"));
     // Its origin may be long gone.
     assert_eq!(created(with(rootless, "/spec/adopted", json!(true))), "");

@@ -1,8 +1,10 @@
 //! The backend over lvstores that are open in this process.
 
-use crate::volume::{Backend, Consistency, Error, Pool, Result};
+mod clone;
+
+use crate::volume::{Backend, Consistency, Error, Pool, Result, Source};
 use async_trait::async_trait;
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store};
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store, StoreInfo};
 use coppice_proto::attributes::inherit_again;
 use std::sync::Arc;
 use tracing::warn;
@@ -40,6 +42,10 @@ impl LocalBackend {
         Ok(None)
     }
 
+    async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {
+        Ok(self.home(how.snapshot).await?.clone_snapshot(how).await?)
+    }
+
     async fn home(&self, id: Uuid) -> Result<&Store> {
         match self.find(id).await? {
             Some((store, _)) => Ok(store),
@@ -48,12 +54,26 @@ impl LocalBackend {
     }
 }
 
+fn pool(info: StoreInfo, node: String) -> Pool {
+    let cluster_size = u64::from(info.cluster_size);
+    let clusters = info.total_clusters.saturating_sub(info.metadata_clusters);
+    Pool {
+        key: info.name.clone(),
+        name: info.name,
+        node,
+        cluster_size,
+        largest: clusters.saturating_mul(cluster_size),
+        free: info.free_clusters.saturating_mul(cluster_size),
+        open: !info.read_only && info.failed.is_none(),
+    }
+}
+
 #[async_trait]
 impl Backend for LocalBackend {
     async fn pools(&self) -> Result<Vec<Pool>> {
         let mut pools = Vec::with_capacity(self.stores.len());
         for store in self.stores.iter() {
-            pools.push(Pool { info: store.info().await?, node: self.node.clone() });
+            pools.push(pool(store.info().await?, self.node.clone()));
         }
         Ok(pools)
     }
@@ -83,8 +103,15 @@ impl Backend for LocalBackend {
         work.await.map_err(|e| Error::MayExist(format!("the snapshot was cut off: {e}")))?
     }
 
-    async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo> {
-        Ok(self.home(how.snapshot).await?.clone_snapshot(how).await?)
+    async fn clone_lvol(&self, source: Source, how: CreateClone) -> Result<LvolInfo> {
+        match source {
+            Source::Snapshot(_) => self.clone_snapshot(how).await,
+            Source::Volume(_) => clone::clone_volume(self, how).await,
+        }
+    }
+
+    async fn recover(&self) -> Result<usize> {
+        clone::sweep(self).await
     }
 
     async fn delete(&self, id: Uuid, deferred: bool) -> Result<()> {

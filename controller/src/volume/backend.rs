@@ -3,16 +3,27 @@
 //! The words are the engine's. A backend may carry them out in this process (`local`), or write down what is wanted and
 //! wait until another node has done it; the operations do not see the difference.
 
-use super::Result;
+use super::{Error, Result, Source};
 use async_trait::async_trait;
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, LvolInfo, StoreInfo};
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, LvolInfo};
 use uuid::Uuid;
 
-/// A lvstore and the node whose drive it is.
+/// A lvstore, as far as placing volumes goes. Sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    pub info: StoreInfo,
+    /// What its lvols give as their `lvstore`; no other lvstore has it.
+    pub key: String,
+    /// The name that classes ask for; lvstores of other nodes may have the same.
+    pub name: String,
+    /// The node whose drive it is.
     pub node: String,
+    pub cluster_size: u64,
+    /// A larger volume could never be filled, even if it were alone.
+    pub largest: u64,
+    /// What a new volume can count on.
+    pub free: u64,
+    /// Takes new volumes: neither read-only nor failed nor cordoned.
+    pub open: bool,
 }
 
 /// What a snapshot of a mounted volume holds.
@@ -37,8 +48,18 @@ pub trait Backend: Send + Sync + 'static {
     /// Durable when it answers, attributes included; nothing is left after an error.
     async fn create(&self, lvstore: &str, how: CreateLvol) -> Result<LvolInfo>;
     async fn snapshot(&self, how: CreateSnapshot, consistency: Consistency) -> Result<LvolInfo>;
-    async fn clone_snapshot(&self, how: CreateClone) -> Result<LvolInfo>;
+    /// Clones the source, whose id `how.snapshot` repeats. Of a volume, as it is at some moment of the call; nothing that was
+    /// taken for it is seen, or left after an error.
+    async fn clone_lvol(&self, source: Source, how: CreateClone) -> Result<LvolInfo>;
     async fn delete(&self, id: Uuid, deferred: bool) -> Result<()>;
     async fn resize(&self, id: Uuid, size: u64) -> Result<LvolInfo>;
+    /// Waits until what an earlier try began is complete.
+    async fn made(&self, id: Uuid) -> Result<LvolInfo> {
+        self.lvol(id).await?.ok_or_else(|| Error::MayExist(format!("the lvol {id} is gone again: try again")))
+    }
+    /// Finishes or undoes what a killed predecessor left. Answers with how much that was.
+    async fn recover(&self) -> Result<usize> {
+        Ok(0)
+    }
     async fn set_attributes(&self, id: Uuid, set: Vec<(String, Option<String>)>) -> Result<LvolInfo>;
 }

@@ -1,7 +1,7 @@
 //! How much room there is.
 
 use super::create::{CreateVolume, candidates};
-use super::{Error, Parameters, Pool, Result, Volumes};
+use super::{Error, Parameters, Result, Volumes};
 use std::collections::BTreeMap;
 
 /// Bytes left where a class of volumes may go.
@@ -15,17 +15,6 @@ pub struct Capacity {
     pub smallest_volume: u64,
 }
 
-/// Bytes that a new volume can count on.
-pub(super) fn free_bytes(pool: &Pool) -> u64 {
-    pool.info.free_clusters.saturating_mul(u64::from(pool.info.cluster_size))
-}
-
-/// The size above which a volume could never be filled, even if it were alone.
-pub(super) fn largest_bytes(pool: &Pool) -> u64 {
-    let clusters = pool.info.total_clusters.saturating_sub(pool.info.metadata_clusters);
-    clusters.saturating_mul(u64::from(pool.info.cluster_size))
-}
-
 impl Volumes {
     /// Nothing is available where there is no lvstore; that is no error.
     pub async fn capacity(&self, parameters: Parameters, place: Option<BTreeMap<String, String>>) -> Result<Capacity> {
@@ -36,11 +25,11 @@ impl Volumes {
             Err(Error::NoSpace(_) | Error::Invalid(_)) => return Ok(Capacity::default()),
             Err(e) => return Err(e),
         };
-        let writable = || usable.iter().filter(|pool| !pool.info.read_only && pool.info.failed.is_none());
+        let writable = || usable.iter().filter(|pool| pool.open);
         Ok(Capacity {
-            available: writable().map(|pool| free_bytes(pool)).fold(0, u64::saturating_add),
-            largest_volume: writable().map(|pool| free_bytes(pool)).max().unwrap_or(0),
-            smallest_volume: writable().map(|pool| u64::from(pool.info.cluster_size)).min().unwrap_or(0),
+            available: writable().map(|pool| pool.free).fold(0, u64::saturating_add),
+            largest_volume: writable().map(|pool| pool.free).max().unwrap_or(0),
+            smallest_volume: writable().map(|pool| pool.cluster_size).min().unwrap_or(0),
         })
     }
 }

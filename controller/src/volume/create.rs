@@ -3,7 +3,7 @@
 //! The lvol and its attributes come into being in one transaction, so a retry finds either the whole volume or nothing.
 
 use super::names::{check_request_name, lvol_name, name_key};
-use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, clone, no_volume, volume_from};
+use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, no_volume, volume_from};
 use coppice_engine::{CreateClone, CreateLvol, ErrorKind, LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes::{self, Attributes};
 use coppice_proto::capability::{Access, Capability, DEFAULT_FILE_SYSTEM, TOPOLOGY_NODE};
@@ -66,15 +66,17 @@ impl Volumes {
         let pools = self.backend.pools().await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
-            compatible(&request, found)?;
+            let pool = pools.iter().find(|pool| pool.key == found.lvstore);
+            compatible(&request, found, pool)?;
             info!(volume = %found.uuid, name = request.name, "the volume exists already");
-            let nodes = pools.into_iter().map(|pool| (pool.info.name, pool.node)).collect();
-            return Ok(volume_from(found, &nodes));
+            let made = self.backend.made(found.uuid).await?;
+            let nodes = pools.into_iter().map(|pool| (pool.key, pool.node)).collect();
+            return Ok(volume_from(&made, &nodes));
         }
         let made = match &request.source {
             None => self.create_empty(&request, &pools, &lvols).await,
             Some(SourceId::Snapshot(id)) => self.create_from_snapshot(&request, id, &pools, &lvols).await,
-            Some(SourceId::Volume(id)) => clone::create_from_volume(self, &request, id, &pools, &lvols).await,
+            Some(SourceId::Volume(id)) => self.create_from_volume(&request, id, &pools, &lvols).await,
         };
         match made {
             Ok(lvol) => {
@@ -98,12 +100,11 @@ impl Volumes {
         let size = asked_size(request.range, 0)?;
         let mut candidates = candidates(request, pools)?;
         // The emptiest first; a full one is no reason to give up while another has room.
-        candidates.sort_by_key(|pool| std::cmp::Reverse(super::capacity::free_bytes(pool)));
+        candidates.sort_by_key(|pool| std::cmp::Reverse(pool.free));
         let mut refusal = Error::NoSpace("there is no lvstore".into());
         for pool in candidates {
-            let largest = super::capacity::largest_bytes(pool);
-            if size > largest {
-                let name = &pool.info.name;
+            let Pool { name, largest, .. } = pool;
+            if size > *largest {
                 let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
                 if matches!(refusal, Error::NoSpace(_)) {
                     refusal = Error::OutOfRange(message);
@@ -112,16 +113,16 @@ impl Volumes {
             }
             let uuid = Uuid::new_v4();
             let how = CreateLvol {
-                name: lvol_name(&request.name, uuid, &pool.info.name, lvols),
+                name: lvol_name(&request.name, uuid, &pool.key, lvols),
                 uuid: Some(uuid),
                 size,
                 thick: request.parameters.thick,
                 attributes: volume_attributes(request, size, None, &Attributes::new()),
             };
-            match self.backend.create(&pool.info.name, how).await {
+            match self.backend.create(&pool.key, how).await {
                 Ok(lvol) => return Ok(lvol),
                 Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
-                    warn!(lvstore = pool.info.name, size, "no room: {e}");
+                    warn!(lvstore = name, size, "no room: {e}");
                     refusal = Error::Engine(e);
                 }
                 Err(e) => return Err(e),
@@ -142,53 +143,64 @@ impl Volumes {
         let _turn = self.turns.take(&found.uuid.to_string()).await?;
         // Again, now that nobody can delete it.
         let snapshot = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
-        self.clone_of(request, Source::Snapshot(snapshot.uuid), &snapshot, &snapshot, pools, lvols).await
+        self.clone_of(request, Source::Snapshot(snapshot.uuid), &snapshot, pools, lvols).await
     }
 
-    /// Clones `snapshot` for `request`. `origin` is what the caller named: the snapshot itself or the volume it is of.
-    pub(super) async fn clone_of(
+    async fn create_from_volume(
+        &self,
+        request: &CreateVolume,
+        id: &str,
+        pools: &[Pool],
+        lvols: &[LvolInfo],
+    ) -> Result<LvolInfo> {
+        let found = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
+        let _turn = self.turns.take(&found.uuid.to_string()).await?;
+        let origin = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
+        self.clone_of(request, Source::Volume(origin.uuid), &origin, pools, lvols).await
+    }
+
+    /// Clones `origin`, which the caller named as the source.
+    async fn clone_of(
         &self,
         request: &CreateVolume,
         source: Source,
         origin: &LvolInfo,
-        snapshot: &LvolInfo,
         pools: &[Pool],
         lvols: &[LvolInfo],
     ) -> Result<LvolInfo> {
         let size = check_clone(request, origin, pools)?;
         let uuid = Uuid::new_v4();
         let how = CreateClone {
-            snapshot: snapshot.uuid,
-            name: lvol_name(&request.name, uuid, &snapshot.lvstore, lvols),
+            snapshot: origin.uuid,
+            name: lvol_name(&request.name, uuid, &origin.lvstore, lvols),
             uuid: Some(uuid),
-            size: Some(size.max(snapshot.size)),
+            size: Some(size.max(origin.size)),
             thick: request.parameters.thick,
-            attributes: volume_attributes(request, size, Some(source), &snapshot.attributes),
+            attributes: volume_attributes(request, size, Some(source), &origin.attributes),
         };
-        self.backend.clone_snapshot(how).await
+        self.backend.clone_lvol(source, how).await
     }
 }
 
 /// Everything that can be refused before anything is made; answers with the size to report.
-pub(super) fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Result<u64> {
+fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Result<u64> {
     let size = asked_size(request.range, attributes::reported_size(&origin.attributes, origin.size))?;
-    if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|name| **name != origin.lvstore) {
-        let home = &origin.lvstore;
+    let home = pools.iter().find(|pool| pool.key == origin.lvstore);
+    let home = home.ok_or_else(|| Error::MayExist("the lvstore of the source is not there now: try again".into()))?;
+    let Pool { name, node, largest, .. } = home;
+    if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|asked| *asked != name) {
         let message =
-            format!("the source is in the lvstore {home}, the class asks for {lvstore}: they must be the same");
+            format!("the source is in the lvstore {name}, the class asks for {lvstore}: they must be the same");
         return Err(Error::Invalid(message));
     }
-    let home = candidates(request, pools)?.into_iter().find(|pool| pool.info.name == origin.lvstore);
-    if let Some(largest) = home.map(super::capacity::largest_bytes).filter(|largest| size > *largest) {
-        let home = &origin.lvstore;
-        return Err(Error::OutOfRange(format!(
-            "a volume of {size} bytes is larger than the lvstore {home} ({largest} bytes)"
+    if !reachable(&request.requisite, node) {
+        return Err(Error::NoSpace(format!(
+            "the source is in the lvstore {name} of the node {node}, which the topology asked for excludes"
         )));
     }
-    if home.is_none() {
-        let home = &origin.lvstore;
-        return Err(Error::NoSpace(format!(
-            "the source is in the lvstore {home}, which the topology asked for excludes"
+    if size > *largest {
+        return Err(Error::OutOfRange(format!(
+            "a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)"
         )));
     }
     if let (Some(asked), Some(there)) = (request.asked_fs(), origin.attributes.get(attributes::FS))
@@ -202,7 +214,7 @@ pub(super) fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Po
 }
 
 /// The volume that the request `name` made, if it did.
-pub(super) fn named<'a>(lvols: &'a [LvolInfo], name: &str) -> Option<&'a LvolInfo> {
+fn named<'a>(lvols: &'a [LvolInfo], name: &str) -> Option<&'a LvolInfo> {
     lvols.iter().find(|lvol| {
         lvol.kind != LvolKind::Snapshot
             && lvol.state != LvolState::Hidden
@@ -210,7 +222,7 @@ pub(super) fn named<'a>(lvols: &'a [LvolInfo], name: &str) -> Option<&'a LvolInf
     })
 }
 
-fn compatible(request: &CreateVolume, lvol: &LvolInfo) -> Result<()> {
+fn compatible(request: &CreateVolume, lvol: &LvolInfo, pool: Option<&Pool>) -> Result<()> {
     let differs = |what: String| Err(Error::Exists(format!("the volume {:?} exists with {what}", request.name)));
     let size = attributes::reported_size(&lvol.attributes, lvol.size);
     if !request.range.holds(size) {
@@ -229,8 +241,10 @@ fn compatible(request: &CreateVolume, lvol: &LvolInfo) -> Result<()> {
     if request.parameters.thick == lvol.thin {
         return differs(format!("provisioning {}", if lvol.thin { "thin" } else { "thick" }));
     }
-    if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|name| **name != lvol.lvstore) {
-        return differs(format!("lvstore {}, not {lvstore}", lvol.lvstore));
+    if let (Some(lvstore), Some(pool)) = (&request.parameters.lvstore, pool)
+        && *lvstore != pool.name
+    {
+        return differs(format!("lvstore {}, not {lvstore}", pool.name));
     }
     if let (Some(asked), Some(there)) = (request.asked_fs(), lvol.attributes.get(attributes::CSI_FSTYPE))
         && asked != there
@@ -264,9 +278,9 @@ fn asked_size(range: Range, source: u64) -> Result<u64> {
 /// The lvstores where the volume may be made.
 pub(super) fn candidates<'a>(request: &CreateVolume, pools: &'a [Pool]) -> Result<Vec<&'a Pool>> {
     let wanted = request.parameters.lvstore.as_deref();
-    let of_class: Vec<&Pool> = pools.iter().filter(|pool| wanted.is_none_or(|name| pool.info.name == name)).collect();
+    let of_class: Vec<&Pool> = pools.iter().filter(|pool| wanted.is_none_or(|name| pool.name == name)).collect();
     if of_class.is_empty() {
-        let known: Vec<&str> = pools.iter().map(|pool| pool.info.name.as_str()).collect();
+        let known: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
         let wanted = wanted.unwrap_or("of any name");
         return Err(Error::Invalid(format!("there is no lvstore {wanted}; there are: {}", known.join(", "))));
     }
@@ -305,9 +319,4 @@ fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, 
         }
     }
     out
-}
-
-/// The volume named as a source.
-pub(super) async fn source_volume(volumes: &Volumes, id: &str) -> Result<LvolInfo> {
-    volumes.find_volume(id).await?.ok_or_else(|| no_volume(id))
 }

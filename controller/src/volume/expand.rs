@@ -35,10 +35,10 @@ impl Volumes {
             return Ok(answer(current));
         }
         let pools = self.backend.pools().await?;
-        let home = pools.iter().find(|pool| pool.info.name == volume.lvstore);
-        let largest = home.map_or(u64::MAX, super::capacity::largest_bytes);
+        let home = pools.iter().find(|pool| pool.key == volume.lvstore);
+        let largest = home.map_or(u64::MAX, |pool| pool.largest);
         if range.required > largest {
-            let (size, name) = (range.required, &volume.lvstore);
+            let (size, name) = (range.required, home.map_or("", |pool| &pool.name));
             let message = format!("{size} bytes are more than the lvstore {name} can hold ({largest} bytes)");
             return Err(Error::OutOfRange(message));
         }

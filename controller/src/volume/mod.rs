@@ -5,7 +5,6 @@
 
 mod backend;
 mod capacity;
-mod clone;
 mod create;
 mod error;
 mod expand;
@@ -57,9 +56,9 @@ impl Volumes {
         Volumes { backend, turns: Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX)) }
     }
 
-    /// Finishes or undoes what a killed predecessor left: snapshots taken for clones that were never made.
+    /// Finishes or undoes what a killed predecessor left.
     pub async fn recover(&self) -> Result<usize> {
-        clone::sweep(self).await
+        self.backend.recover().await
     }
 
     /// The volume of that id.
@@ -101,14 +100,19 @@ impl Volumes {
 
     /// The node of each lvstore.
     async fn nodes(&self) -> Result<BTreeMap<String, String>> {
-        Ok(self.backend.pools().await?.into_iter().map(|pool| (pool.info.name, pool.node)).collect())
+        Ok(self.backend.pools().await?.into_iter().map(|pool| (pool.key, pool.node)).collect())
     }
 }
 
 /// Hidden snapshots and those between a volume and its clone do not exist for CSI. Damaged lvols do: a volume does not
 /// cease to exist because it cannot be opened.
 fn is_seen(lvol: &LvolInfo) -> bool {
-    lvol.state != LvolState::Hidden && !clone::is_between(lvol)
+    lvol.state != LvolState::Hidden && !is_between(lvol)
+}
+
+/// True for a snapshot that exists only between a volume and its clone.
+pub(crate) fn is_between(lvol: &LvolInfo) -> bool {
+    lvol.kind == LvolKind::Snapshot && lvol.attributes.contains_key(attributes::CSI_CLONE_FOR)
 }
 
 fn volume_from(lvol: &LvolInfo, nodes: &BTreeMap<String, String>) -> Volume {

@@ -9,50 +9,51 @@
 //! The mark, not the hiding, is what takes the snapshot out of CSI's sight: while it has a single reader a deletion still
 //! undoes it at once. Hidden, the engine reclaims it when its last clone goes.
 
-use super::create::{CreateVolume, check_clone, named, source_volume};
-use super::{Consistency, Error, Pool, Result, Source, Volumes};
-use coppice_engine::{CreateSnapshot, LvolInfo, LvolKind, LvolState};
+use super::LocalBackend;
+use crate::volume::{Backend, Consistency, Error, Result, is_between};
+use coppice_engine::{CreateClone, CreateSnapshot, LvolInfo, LvolState};
 use coppice_proto::attributes;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-pub async fn create_from_volume(
-    volumes: &Volumes,
-    request: &CreateVolume,
-    id: &str,
-    pools: &[Pool],
-    lvols: &[LvolInfo],
-) -> Result<LvolInfo> {
-    let found = source_volume(volumes, id).await?;
-    let _turn = volumes.turns.take(&found.uuid.to_string()).await?;
-    let source = source_volume(volumes, id).await?;
-    check_clone(request, &source, pools)?;
-    let snapshot = match marked(lvols, &request.name, source.uuid) {
+/// Clones the volume that `how.snapshot` names.
+pub async fn clone_volume(backend: &LocalBackend, mut how: CreateClone) -> Result<LvolInfo> {
+    let no_volume = || Error::NotFound(format!("there is no volume {}", how.snapshot));
+    let source = backend.lvol(how.snapshot).await?.ok_or_else(no_volume)?;
+    let request = how.attributes.get(attributes::CSI_NAME).cloned().unwrap_or_default();
+    let lvols = backend.lvols().await?;
+    let snapshot = match marked(&lvols, &request, source.uuid) {
         Some(left) => {
-            info!(snapshot = %left.uuid, name = request.name, "going on from an earlier try");
+            info!(snapshot = %left.uuid, name = request, "going on from an earlier try");
             left.clone()
         }
-        None => take(volumes, request, &source).await?,
+        None => take(backend, &request, &source).await?,
     };
-    let source_id = Source::Volume(source.uuid);
-    match volumes.clone_of(request, source_id, &source, &snapshot, pools, lvols).await {
+    let id = how.uuid;
+    how.snapshot = snapshot.uuid;
+    how.size = Some(how.size.unwrap_or(0).max(snapshot.size));
+    // The node may have made a file system since the caller looked; what the request asks for stays.
+    let asked = how.attributes.remove(attributes::CSI_FSTYPE);
+    attributes::inherit_again(&mut how.attributes, &snapshot.attributes);
+    how.attributes.extend(asked.map(|asked| (attributes::CSI_FSTYPE.to_string(), asked)));
+    match backend.clone_snapshot(how).await {
         Ok(lvol) => {
-            if let Err(e) = volumes.backend.delete(snapshot.uuid, true).await {
+            if let Err(e) = backend.delete(snapshot.uuid, true).await {
                 warn!(volume = %lvol.uuid, snapshot = %snapshot.uuid, "hidden at the next start: {e}");
             }
             Ok(lvol)
         }
         Err(error) => {
-            undo(volumes, &request.name, &snapshot).await?;
+            undo(backend, id, snapshot.uuid).await?;
             Err(error)
         }
     }
 }
 
-async fn take(volumes: &Volumes, request: &CreateVolume, source: &LvolInfo) -> Result<LvolInfo> {
+async fn take(backend: &LocalBackend, request: &str, source: &LvolInfo) -> Result<LvolInfo> {
     let uuid = Uuid::new_v4();
     let mut attributes = attributes::of_snapshot(source.uuid, &source.attributes, source.size);
-    attributes.insert(attributes::CSI_CLONE_FOR.into(), request.name.clone());
+    attributes.insert(attributes::CSI_CLONE_FOR.into(), request.to_string());
     let how = CreateSnapshot {
         lvol: source.uuid,
         name: format!(".clone-{uuid}"),
@@ -60,12 +61,7 @@ async fn take(volumes: &Volumes, request: &CreateVolume, source: &LvolInfo) -> R
         attributes,
         hidden: false,
     };
-    volumes.backend.snapshot(how, Consistency::Sync).await
-}
-
-/// True for a snapshot that exists only between a volume and its clone.
-pub(super) fn is_between(lvol: &LvolInfo) -> bool {
-    lvol.kind == LvolKind::Snapshot && lvol.attributes.contains_key(attributes::CSI_CLONE_FOR)
+    backend.snapshot(how, Consistency::Sync).await
 }
 
 /// The snapshot that an earlier try of the request left.
@@ -80,24 +76,24 @@ fn marked<'a>(lvols: &'a [LvolInfo], request: &str, source: Uuid) -> Option<&'a 
 }
 
 /// Removes the snapshot of a failed creation, unless the clone is there after all.
-async fn undo(volumes: &Volumes, request: &str, snapshot: &LvolInfo) -> Result<()> {
-    let lvols = volumes.backend.lvols().await?;
-    if named(&lvols, request).is_some() {
+async fn undo(backend: &LocalBackend, clone: Option<Uuid>, snapshot: Uuid) -> Result<()> {
+    if let Some(clone) = clone
+        && backend.lvol(clone).await?.is_some()
+    {
         return Ok(());
     }
-    let id = snapshot.uuid;
-    volumes.backend.delete(id, true).await.map_err(|e| {
-        Error::MayExist(format!("the volume could not be made, and its snapshot {id} could not be removed: {e}"))
+    backend.delete(snapshot, true).await.map_err(|e| {
+        Error::MayExist(format!("the volume could not be made, and its snapshot {snapshot} could not be removed: {e}"))
     })
 }
 
 /// Puts away the snapshots that a killed predecessor left between a volume and its clone: one without a clone goes at
 /// once, one with a clone is hidden. Answers with how many there were.
-pub async fn sweep(volumes: &Volumes) -> Result<usize> {
+pub async fn sweep(backend: &LocalBackend) -> Result<usize> {
     let mut put_away = 0;
-    let lvols = volumes.backend.lvols().await?;
+    let lvols = backend.lvols().await?;
     for snapshot in lvols.iter().filter(|lvol| is_between(lvol) && lvol.state != LvolState::Hidden) {
-        match volumes.backend.delete(snapshot.uuid, true).await {
+        match backend.delete(snapshot.uuid, true).await {
             Ok(()) => {
                 info!(snapshot = %snapshot.uuid, "put away what an unfinished clone left");
                 put_away += 1;
