@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
 # Installs Coppice from the chart in the cluster, or what is new of it: builds binary and image, gives them to the nodes, and
 # waits until the driver works. COPPICE_BIN names a binary that is there already.
+#
+#   e2e/install.sh             binary, image, chart
+#   e2e/install.sh --chart     the chart only, with the image of the last time
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=e2e/lib.sh
 source "$here/lib.sh"
 need_root
 need_cluster
-find_coppice
 
 began=$(now)
 progress() { printf '%5.1f s  %s\n' "$(since "$began")" "$*"; }
 
 image=$CLUSTER/coppice.tar
-"$here/build/coppice-image.sh" "$image" "$COPPICE" docker.io/library/coppice:e2e
-"$here/node.sh" load "$image" >"$CLUSTER/log/load.log" || die "the nodes do not take the image: $(tail -n 3 "$CLUSTER/log/load.log")"
-progress "image in the nodes"
+if [[ ${1:-} != --chart ]]; then
+    find_coppice
+    "$here/build/coppice-image.sh" "$image" "$COPPICE" docker.io/library/coppice:e2e
+    "$here/node.sh" load "$image" >"$CLUSTER/log/load.log" || die "the nodes do not take the image: $(tail -n 3 "$CLUSTER/log/load.log")"
+    progress "image in the nodes"
+fi
 
 # The image's sum makes the pods new when the binary is. With the first run the API server learns of Lvstores, with the
 # second it gets them.

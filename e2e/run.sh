@@ -13,7 +13,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 source "$HERE/lib.sh"
 
 names=() texts=()
-scenario() { names+=("$1") texts+=("$2"); } # NAME TEXT: its function is NAME with _ for -
+scenario() { names+=("$1") texts+=("$2"); } # NAME TEXT: its function is scenario_NAME, with _ for -
 # shellcheck source=e2e/scenarios/lib.sh
 source "$HERE/scenarios/lib.sh"
 for file in "$HERE"/scenarios/[0-9]*.sh; do
@@ -26,7 +26,7 @@ if [[ ${1:-} == --list ]]; then
     exit 0
 fi
 if [[ ${1:-} == --one ]]; then # this script's own call: a process for each, so that the first error ends it
-    "${2//-/_}"
+    scenario_"${2//-/_}"
     exit 0
 fi
 

@@ -2,7 +2,7 @@
 # A claim becomes a volume in a pod: every way to have one.
 
 scenario first "PVC, pod, data, another pod, gone"
-first() {
+scenario_first() {
     local sum
     { pvc a 512Mi && pod one claim=a; } | apply
     measure "PVC Bound" bound a
@@ -17,7 +17,7 @@ first() {
 }
 
 scenario kinds "{thin, thick} x {ext4, xfs, btrfs, block}, two pods in turn on each"
-kinds() {
+scenario_kinds() {
     local class mode name sum
     for class in {thin,thick}-{ext4,xfs,btrfs,block}; do
         mode=Filesystem name=$class
@@ -40,7 +40,7 @@ kinds() {
 }
 
 scenario once "ReadWriteOncePod: a second pod waits for the first to end"
-once() {
+scenario_once() {
     local sum
     { pvc a 512Mi access=ReadWriteOncePod && pod one claim=a; } | apply
     running one
@@ -54,7 +54,7 @@ once() {
 }
 
 scenario shared "two pods of a node at once on one ReadWriteOnce volume"
-shared() {
+scenario_shared() {
     local sum
     { pvc a 512Mi && pod one claim=a; } | apply
     running one
@@ -69,7 +69,7 @@ shared() {
 }
 
 scenario read-only "a claim that a pod uses read-only"
-read_only() {
+scenario_read_only() {
     local sum
     { pvc a 512Mi && pod one claim=a; } | apply
     running one
@@ -86,7 +86,7 @@ read_only() {
 }
 
 scenario fsgroup "a pod of another user with fsGroup writes"
-fsgroup() {
+scenario_fsgroup() {
     { pvc a 512Mi && pod one claim=a security='{runAsUser: 1000, runAsGroup: 3000, fsGroup: 2000}'; } | apply
     running one
     in_pod one touch /data/file

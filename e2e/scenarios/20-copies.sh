@@ -2,7 +2,7 @@
 # Snapshots, what is made of them, and clones.
 
 scenario snapshots "VolumeSnapshot to PVC: as large and larger, file system and block"
-snapshots() {
+scenario_snapshots() {
     local class mode name sum other
     for class in thin-{ext4,xfs,btrfs,block}; do
         mode=Filesystem name=$class
@@ -37,7 +37,7 @@ larger_than() { # POD MODE MIB
 }
 
 scenario clones "PVC to PVC, as large and larger, while the source is in use"
-clones() {
+scenario_clones() {
     local class sum other
     for class in thin-ext4 thick-xfs; do
         { pvc "$class" 512Mi class=$class && pod "$class"; } | apply
@@ -59,7 +59,7 @@ clones() {
 }
 
 scenario generations "three generations of volume, snapshot, restore, deleted in different orders"
-generations() {
+scenario_generations() {
     local order name sums
     for order in "a s b t c" "c t b s a" "s t a b c" "b a c t s" "a b s t c" "t c s b a"; do
         declare -A sums=()

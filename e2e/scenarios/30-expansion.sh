@@ -12,7 +12,7 @@ grown() { # CLAIM SIZE
 can_grow_ext4_online() { (($(setpriv --dump | grep -c '^Capability bounding set:.*sys_resource') == 1)); }
 
 scenario expand-online "file systems and a block device grow while a pod uses them"
-expand_online() {
+scenario_expand_online() {
     local class mode name sum kinds=(thin-xfs thin-btrfs thick-xfs thin-block)
     if can_grow_ext4_online; then kinds+=(thin-ext4); fi
     for class in "${kinds[@]}"; do
@@ -30,7 +30,7 @@ expand_online() {
 }
 
 scenario expand-offline "file systems grow while no pod uses them, and the next pod has the space"
-expand_offline() {
+scenario_expand_offline() {
     local class sum
     for class in thin-ext4 thin-xfs; do
         { pvc "$class" 512Mi class=$class && pod "$class"; } | apply
@@ -50,7 +50,7 @@ expand_offline() {
 }
 
 scenario expand-too-far "an expansion that cannot be, then a smaller one"
-expand_too_far() {
+scenario_expand_too_far() {
     local sum
     { pvc a 512Mi class=thick-xfs && pod a; } | apply
     running a

@@ -2,7 +2,7 @@
 # Which node a volume is on.
 
 scenario follow-source "a clone with immediate binding is where its source is, and so is its pod"
-follow_source() {
+scenario_follow_source() {
     local n sum
     for n in 1 2 3; do
         { pvc "source$n" 512Mi && pod "source$n" node="node$n"; } | apply
@@ -26,7 +26,7 @@ follow_source() {
 }
 
 scenario full-node "a pod that would rather be on a full node goes elsewhere"
-full_node() {
+scenario_full_node() {
     { pvc large 3Gi class=thick-ext4 && pod large node=node1; } | apply
     running large
     { pvc next 2Gi class=thick-ext4 && pod next prefer=node1; } | apply
@@ -36,7 +36,7 @@ full_node() {
 }
 
 scenario nowhere "a claim that no node has room for waits, and comes when there is room"
-nowhere() {
+scenario_nowhere() {
     local n
     for n in 1 2 3; do { pvc "large$n" 3Gi class=thick-ext4 && pod "large$n" node="node$n"; } | apply; done
     running large{1,2,3}

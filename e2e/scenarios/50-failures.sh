@@ -13,7 +13,7 @@ another_agent() { # N POD: whether node N has one that is not POD and works
 }
 
 scenario agent-killed "the agent's pod is deleted without grace under a running pod: the next pod has the data"
-agent_killed() {
+scenario_agent_killed() {
     local class mode name sum agent
     agent=$(agent_of 2)
     for class in thin-{ext4,xfs,btrfs,block}; do
@@ -38,7 +38,7 @@ agent_killed() {
 }
 
 scenario agent-restarted "the agent's pod is deleted in the ordinary way"
-agent_restarted() {
+scenario_agent_restarted() {
     local sum agent
     { pvc a 512Mi && pod a node=node2; } | apply
     running a
@@ -53,7 +53,7 @@ agent_restarted() {
 }
 
 scenario controller-killed "both controllers are deleted without grace while claims come in"
-controller_killed() {
+scenario_controller_killed() {
     local n
     for n in 1 2 3 4; do pvc "a$n" 512Mi class=coppice-clone; done | apply
     kubectl --namespace "$NAMESPACE" delete pod --selector app.kubernetes.io/component=controller --grace-period 0 --force >/dev/null 2>&1
@@ -64,7 +64,7 @@ controller_killed() {
 }
 
 scenario power-cut "a node loses power and boots: its pod runs again and has what was flushed"
-power_cut() {
+scenario_power_cut() {
     local sum again
     { pvc a 512Mi && pod a node=node3 && pvc b 512Mi mode=Block && pod b mode=Block node=node3; } | apply
     running a b

@@ -12,7 +12,7 @@ all_rights_of() {
 }
 
 scenario rights "both accounts may do what they need, and nothing else"
-rights() {
+scenario_rights() {
     diff - <(rights_of coppice-node) <<'END' || die "the agent's rights are others"
 events [create patch]
 events.events.k8s.io [create patch]
@@ -87,7 +87,7 @@ refused() { # WHY COMMAND…
 }
 
 scenario other-node "an agent's token changes objects of its node, and no others; people change no lvol's spec"
-other_node() {
+scenario_other_node() {
     local n token own other loose
     for n in 1 2; do { pvc "a$n" 512Mi && pod "a$n" node="node$n"; } | apply; done
     running a1 a2
