@@ -43,7 +43,7 @@ run_one() { # NAME: false if anything is wrong
     rm -rf "${logs:?}/$name"
     mkdir "$logs/$name"
     kubectl create namespace "$space" >/dev/null || return 1
-    wait_for 30 "its service account" k get serviceaccount default
+    (wait_for 30 "its service account" k get serviceaccount default) || return 1
     # Every wait inside has an end of its own; this is for what nobody thought of.
     timeout --kill-after 10 900 "$0" --one "$name" </dev/null >"$logs/$name/output" 2>&1 || status=$?
     if ((status != 0)); then report "$name"; fi
