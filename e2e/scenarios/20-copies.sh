@@ -14,8 +14,8 @@ scenario_snapshots() {
         measure "snapshot ready" ready "$name"
         other=$(write "$name" "$(place $mode)" 16)
         {
-            pvc "$name-same" 512Mi class="$class" mode=$mode from="VolumeSnapshot/$name" && pod "$name-same" mode=$mode
-            pvc "$name-larger" 1Gi class="$class" mode=$mode from="VolumeSnapshot/$name" && pod "$name-larger" mode=$mode
+            pvc "$name-same" 512Mi class="$class-now" mode=$mode from="VolumeSnapshot/$name" && pod "$name-same" mode=$mode
+            pvc "$name-larger" 1Gi class="$class-now" mode=$mode from="VolumeSnapshot/$name" && pod "$name-larger" mode=$mode
         } | apply
         measure "two restored pods Running" running "$name-same" "$name-larger"
         holds "$name-same" "$(place $mode)" 16 "$sum"
@@ -44,8 +44,8 @@ scenario_clones() {
         running "$class"
         sum=$(write "$class" /data/file 16)
         {
-            pvc "$class-same" 512Mi class=$class from="PersistentVolumeClaim/$class" && pod "$class-same"
-            pvc "$class-larger" 1Gi class=$class from="PersistentVolumeClaim/$class" && pod "$class-larger"
+            pvc "$class-same" 512Mi class="$class-now" from="PersistentVolumeClaim/$class" && pod "$class-same"
+            pvc "$class-larger" 1Gi class="$class-now" from="PersistentVolumeClaim/$class" && pod "$class-larger"
         } | apply
         measure "two cloned pods Running" running "$class-same" "$class-larger"
         other=$(write "$class" /data/file 16)
@@ -68,14 +68,14 @@ scenario_generations() {
         sums[a]=$(write a /data/file 8)
         snapshot s a | apply
         ready s
-        { pvc b 512Mi class=thin-xfs from=VolumeSnapshot/s && pod b; } | apply
+        { pvc b 512Mi class=thin-xfs-now from=VolumeSnapshot/s && pod b; } | apply
         running b
         holds b /data/file 8 "${sums[a]}"
         sums[b]=$(write b /data/file 4)
         sums[b]=$(hash_of b /data/file 8)
         snapshot t b | apply
         ready t
-        { pvc c 512Mi class=thin-xfs from=VolumeSnapshot/t && pod c; } | apply
+        { pvc c 512Mi class=thin-xfs-now from=VolumeSnapshot/t && pod c; } | apply
         running c
         holds c /data/file 8 "${sums[b]}"
         sums[c]=$(write c /data/other 4)
