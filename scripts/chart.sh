@@ -48,6 +48,9 @@ has everything 'name: snapshotter'
 has everything '^kind: VolumeSnapshotClass'
 lacks plain 'name: snapshotter'
 lacks plain '^kind: VolumeSnapshotClass'
+lacks everything '^kind: PodMonitor'
+render --set monitoring.podMonitors=true >"$tmp/monitored"
+has monitored '^kind: PodMonitor'
 render --set 'lvstores[0].node=a,lvstores[0].name=b,lvstores[0].device=c' >"$tmp/first"
 lacks first '^kind: Lvstore$'
 
