@@ -5,7 +5,13 @@
 grow() { # CLAIM SIZE
     k patch "pvc/$1" --type merge --patch "{\"spec\": {\"resources\": {\"requests\": {\"storage\": \"$2\"}}}}" >/dev/null
 }
-grown() { # CLAIM SIZE
+grown() { # CLAIM SIZE [POD]
+    # kubelet looks for volumes to grow when it syncs the pod: once a minute, or when the pod changes.
+    if [[ -n ${3:-} ]]; then
+        k wait "pvc/$1" --for condition=FileSystemResizePending --timeout "${SECONDS_MAX}s" >/dev/null ||
+            die "the volume of $1 does not grow: $(k get "pvc/$1" --output 'jsonpath={.status}')"
+        k annotate "pod/$3" --overwrite "grow=$2" >/dev/null
+    fi
     k wait "pvc/$1" --for "jsonpath={.status.capacity.storage}=$2" --timeout "${SECONDS_MAX}s" >/dev/null ||
         die "$1 does not grow to $2: $(k get "pvc/$1" --output 'jsonpath={.status}')"
 }
@@ -22,7 +28,7 @@ scenario_expand_online() {
         running "$name"
         sum=$(write "$name" "$(place $mode)" 16)
         grow "$name" 1Gi
-        measure "PVC grown" grown "$name" 1Gi
+        measure "PVC grown" grown "$name" 1Gi "$name"
         wait_for 10 "the pod to see it" larger_than "$name" $mode 600
         holds "$name" "$(place $mode)" 16 "$sum"
         delete "pod/$name" "pvc/$name"
@@ -59,7 +65,7 @@ scenario_expand_too_far() {
     k wait pvc/a --for 'jsonpath={.status.allocatedResourceStatuses.storage}=ControllerResizeInfeasible' --timeout "${SECONDS_MAX}s" \
         >/dev/null || die "the PVC does not say that it is infeasible: $(k get pvc/a --output 'jsonpath={.status}')"
     grow a 1Gi
-    measure "PVC grown after all" grown a 1Gi
+    measure "PVC grown after all" grown a 1Gi a
     wait_for 10 "the pod to see it" larger_than a Filesystem 600
     holds a /data/file 16 "$sum"
 }
