@@ -113,7 +113,9 @@ lvol_of() { # CLAIM: the name of its object
     handle=$(kubectl get "pv/$(volume_of "$1")" --output 'jsonpath={.spec.csi.volumeHandle}')
     kubectl get lvols --output "jsonpath={.items[?(@.spec.lvolUUID==\"$handle\")].metadata.name}"
 }
-node_of() { kubectl get "lvol/$(lvol_of "$1")" --output 'jsonpath={.spec.node}'; } # CLAIM
+node_of() { # CLAIM: where Kubernetes lets its pods run
+    kubectl get "pv/$(volume_of "$1")" --output 'jsonpath={.spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].values[0]}'
+}
 pod_node() { k get "pod/$1" --output 'jsonpath={.spec.nodeName}'; }
 same() { [[ $2 == "$3" ]] || die "$1: $3 instead of $2"; } # WHAT WANTED FOUND
 

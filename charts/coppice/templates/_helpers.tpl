@@ -55,6 +55,8 @@ capabilities: {drop: [ALL]}
     # CreateVolume waits for a node; a back-off that doubles for minutes would be felt by people.
     - --timeout=60s
     - --retry-interval-max=30s
+    - --kube-api-qps={{ .root.Values.sidecars.apiQPS }}
+    - --kube-api-burst={{ mul 2 .root.Values.sidecars.apiQPS }}
     {{- range concat .args $values.extraArgs }}
     - {{ . }}
     {{- end }}
