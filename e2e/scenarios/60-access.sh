@@ -8,13 +8,25 @@ rights_of() {
 }
 all_rights_of() {
     kubectl auth can-i --list --namespace "$NAMESPACE" --as "$(account "$1")" --no-headers |
-        sed -E 's/ +\[\]//g; s/ +/ /g' | sort
+        sed -E 's/ +\[\]//g; s/ +/ /g' | in_order | sort
+}
+
+# Verbs always in the same order, whichever rule each is from.
+in_order() {
+    awk '{
+        count = split("get list watch create patch update delete", order)
+        match($0, /\[[^]]*\]$/)
+        verbs = " " substr($0, RSTART + 1, RLENGTH - 2) " "; text = ""
+        for (i = 1; i <= count; i++) if (sub(" " order[i] " ", " ", verbs)) text = text " " order[i]
+        # What is left are verbs that nobody has thought of.
+        text = text verbs; gsub(/^ +| +$/, "", text)
+        print substr($0, 1, RSTART) text "]"
+    }'
 }
 
 scenario rights "both accounts may do what they need, and nothing else"
 scenario_rights() {
     diff - <(rights_of coppice-node) <<'END' || die "the agent's rights are others"
-events [create patch]
 events.events.k8s.io [create patch]
 lvols.coppice.io [get list watch patch]
 lvols.coppice.io/status [patch]
@@ -29,11 +41,11 @@ csinodes.storage.k8s.io [get list watch]
 csistoragecapacities.storage.k8s.io [get list watch create patch update delete]
 events [create patch update]
 events.events.k8s.io [create patch]
-leases.coordination.k8s.io [coppice-controller] [get watch patch update]
+leases.coordination.k8s.io [coppice-controller] [get update]
 leases.coordination.k8s.io [create]
-leases.coordination.k8s.io [csi-coppice-io] [get watch patch update]
-leases.coordination.k8s.io [external-resizer-csi-coppice-io] [get watch patch update]
-leases.coordination.k8s.io [external-snapshotter-leader-csi-coppice-io] [get watch patch update]
+leases.coordination.k8s.io [csi-coppice-io] [get update]
+leases.coordination.k8s.io [external-resizer-csi-coppice-io] [get update]
+leases.coordination.k8s.io [external-snapshotter-leader-csi-coppice-io] [get update]
 lvols.coppice.io [get list watch create patch update delete]
 lvols.coppice.io/status [patch update]
 lvstores.coppice.io [get list watch]
@@ -41,15 +53,15 @@ lvstores.coppice.io/status [patch update]
 nodes [get list watch]
 persistentvolumeclaims [get list watch update]
 persistentvolumeclaims/status [patch]
-persistentvolumes [get list watch patch create delete]
+persistentvolumes [get list watch create patch delete]
 pods [get]
 replicasets.apps [get]
 storageclasses.storage.k8s.io [get list watch]
 volumeattachments.storage.k8s.io [get list watch]
 volumeattributesclasses.storage.k8s.io [get list watch]
 volumesnapshotclasses.snapshot.storage.k8s.io [get list watch]
-volumesnapshotcontents.snapshot.storage.k8s.io [get list watch update patch]
-volumesnapshotcontents.snapshot.storage.k8s.io/status [update patch]
+volumesnapshotcontents.snapshot.storage.k8s.io [get list watch patch update]
+volumesnapshotcontents.snapshot.storage.k8s.io/status [patch update]
 volumesnapshots.snapshot.storage.k8s.io [get list watch update]
 END
     # And what those lists leave out, asked as a question, in a namespace that is not theirs too.
