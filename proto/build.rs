@@ -5,7 +5,7 @@ use std::path::PathBuf;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
-    let files = ["csi.proto", "admin.proto"];
+    let files = ["csi.proto", "admin.proto", "registration.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -1,7 +1,7 @@
 //! The command line: every subcommand and option, and nothing else.
 
 use crate::output::Format;
-use crate::{bench, demo, size, standalone};
+use crate::{bench, controller, demo, node, size, standalone};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -39,9 +39,9 @@ pub enum Command {
     /// CSI on one socket, without Kubernetes
     Standalone(standalone::StandaloneArgs),
     /// The node's role in Kubernetes
-    Node,
+    Node(node::NodeArgs),
     /// The controller's role in Kubernetes
-    Controller,
+    Controller(controller::ControllerArgs),
     /// Lvstores: pools of space on a file or device
     #[command(subcommand, after_help = SIZES)]
     Lvstore(Lvstore),

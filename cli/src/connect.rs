@@ -73,7 +73,7 @@ async fn on_image<T>(
 ) -> Result<T> {
     let store = engine.open_store(image, OpenStore { read_only: access == Access::Look }).await?;
     // Exports need a process that stays, so there is no place for them.
-    let service = AdminService::new([store.clone()].into(), PathBuf::new());
+    let service = AdminService::new(vec![store.clone()].into(), PathBuf::new());
     let done = match serve_in_memory(service).await {
         Ok(mut client) => until_interrupted(work(&mut client)).await,
         Err(e) => Err(e.into()),

@@ -129,7 +129,7 @@ async fn undo(server: &Server, base: &Path) -> Result<()> {
         }
     }
     // A volume that was exported but not mounted yet has no staging path.
-    for store in server.stores().iter() {
+    for store in server.stores().all().iter() {
         for export in store.exports() {
             let id = export.lvol().to_string();
             server.node().unstage(&id, &staged.join(&id)).await?;

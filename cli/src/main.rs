@@ -5,20 +5,24 @@
 mod args;
 mod bench;
 mod connect;
+mod controller;
 mod crds;
 mod demo;
 mod guard;
+mod http;
 mod lvol;
 mod lvstore;
+mod node;
 mod output;
 mod quiesce;
+mod serving;
 mod size;
 mod standalone;
 mod stdin;
 mod tree;
 mod wipe;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -57,7 +61,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
     if global.image.is_some() && !matches!(command, Command::Lvstore(_) | Command::Lvol(_)) {
         args::wrong_usage("--image goes with lvstore and lvol only");
     }
-    log(if matches!(command, Command::Standalone(_)) { "info" } else { "warn" });
+    let serves = matches!(command, Command::Standalone(_) | Command::Node(_) | Command::Controller(_));
+    log(if serves { "info" } else { "warn" });
     match command {
         Command::Lvstore(command) => return lvstore::run(&global, command).await,
         Command::Lvol(command) => lvol::run(&global, command).await?,
@@ -65,9 +70,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
-        Command::Node | Command::Controller => {
-            bail!("the Kubernetes roles are not built yet; use coppice standalone")
-        }
+        Command::Node(args) => node::run(args).await?,
+        Command::Controller(args) => controller::run(args).await?,
     }
     Ok(Outcome::Done)
 }

@@ -30,7 +30,7 @@ impl Quiesce for Unmounted {
 
 struct Bench {
     volumes: Volumes,
-    stores: Arc<[Store]>,
+    stores: Vec<Store>,
     _engine: Engine,
     _dir: TempDir,
 }
@@ -52,8 +52,7 @@ async fn bench(sizes: &[(&str, u64)]) -> Result<Bench> {
         engine.create_store(&path, how).await?;
         stores.push(engine.open_store(&path, OpenStore::default()).await?);
     }
-    let stores: Arc<[Store]> = stores.into();
-    let backend = LocalBackend::new(stores.clone(), "node-1".into(), Arc::new(Unmounted));
+    let backend = LocalBackend::new(stores.clone().into(), "node-1".into(), Arc::new(Unmounted));
     Ok(Bench { volumes: Volumes::new(Arc::new(backend)), stores, _engine: engine, _dir: dir })
 }
 

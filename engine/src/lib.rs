@@ -21,12 +21,14 @@ pub mod lvol;
 pub mod shard;
 pub mod sim;
 pub mod store;
+mod stores;
 pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
 pub use export::remove_dead_exports;
 pub use handle::{Engine, Export, Store};
+pub use stores::Stores;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use sim::image::fuzz_image;

@@ -4,11 +4,15 @@
 //! * `staging`: attaching, mounting, publishing and growing volumes, in steps that can be repeated.
 //! * `csi`: the Node service, which only translates.
 //! * `admin`: the admin API over the lvstores of this process.
+//! * `agent`: makes the drive what the objects of the Kubernetes API say.
+//! * `registration`: how kubelet learns of the driver.
 
 pub mod admin;
+pub mod agent;
 pub mod csi;
 mod error;
 pub mod host;
+pub mod registration;
 pub mod staging;
 
 pub use error::{Error, Result};

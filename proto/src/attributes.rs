@@ -18,6 +18,10 @@ pub const CSI_CLONE_FOR: &str = "coppice.csi.clone-for";
 pub const CSI_FSTYPE: &str = "coppice.csi.fstype";
 /// How the volume's class wants it exported, when it says.
 pub const CSI_EXPORT: &str = "coppice.csi.export";
+/// `namespace/name` of the claim that a volume was made for, when the orchestrator says.
+pub const CSI_PVC: &str = "coppice.csi.pvc";
+/// `namespace/name` of the VolumeSnapshot that a snapshot was made for, when the orchestrator says.
+pub const CSI_VOLUME_SNAPSHOT: &str = "coppice.csi.volumesnapshot";
 /// How the volume's class wants a restore done, when it says.
 pub const CSI_RESTORE: &str = "coppice.csi.restore";
 
@@ -51,6 +55,16 @@ pub fn of_snapshot(lvol: uuid::Uuid, source: &Attributes, size: u64) -> Attribut
     attributes.insert(CSI_SIZE.into(), size.to_string());
     attributes.insert(CSI_SOURCE.into(), lvol.to_string());
     attributes.insert(CSI_CREATED.into(), now_nanos().to_string());
+    attributes
+}
+
+/// The attributes of a new volume of `size` bytes for the request `name`. `source` as [`CSI_SOURCE`] has it, with its attributes.
+pub fn of_volume(name: &str, size: u64, source: Option<String>, parent: &Attributes) -> Attributes {
+    let mut attributes = inherited(parent);
+    attributes.insert(CSI_NAME.into(), name.to_string());
+    attributes.insert(CSI_SIZE.into(), size.to_string());
+    attributes.insert(CSI_CREATED.into(), now_nanos().to_string());
+    attributes.extend(source.map(|source| (CSI_SOURCE.to_string(), source)));
     attributes
 }
 

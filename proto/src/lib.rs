@@ -25,5 +25,11 @@ pub mod admin {
     }
 }
 
-/// The compiled descriptors of both contracts (a serialised `FileDescriptorSet`).
+/// Kubelet's plugin registration.
+pub mod registration {
+    #![allow(clippy::all, clippy::unwrap_used)]
+    tonic::include_proto!("pluginregistration");
+}
+
+/// The compiled descriptors of all contracts (a serialised `FileDescriptorSet`).
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

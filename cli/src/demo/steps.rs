@@ -122,7 +122,7 @@ impl Demo<'_> {
     async fn done(&self, began: Instant, remark: &str) -> Result<()> {
         println!("   {:>6.1} ms: {remark}\n", began.elapsed().as_secs_f64() * 1e3);
         let (mut stores, mut lvols) = (Vec::new(), Vec::new());
-        for store in self.server.stores().iter() {
+        for store in self.server.stores().all().iter() {
             stores.push(store.info().await?);
             lvols.extend(store.lvols().await?);
         }
@@ -225,7 +225,7 @@ impl Demo<'_> {
     /// Waits until the store holds nothing: what is deleted is reclaimed when nothing in flight can read it any more.
     async fn emptied(&self) -> Result<()> {
         let began = Instant::now();
-        for store in self.server.stores().iter() {
+        for store in self.server.stores().all().iter() {
             loop {
                 let (left, info) = (store.lvols().await?, store.info().await?);
                 let held = info.allocated_clusters + info.reserved_clusters + info.quarantined_clusters;
@@ -243,7 +243,7 @@ impl Demo<'_> {
     }
 
     async fn verify(&self) -> Result<()> {
-        for store in self.server.stores().iter() {
+        for store in self.server.stores().all().iter() {
             if let Some(finding) = store.check().await?.first() {
                 bail!("the store does not check out: {}", finding.message);
             }

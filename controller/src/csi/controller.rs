@@ -5,7 +5,7 @@
 use super::status::status;
 use crate::volume::{
     CreateSnapshot, CreateVolume, Parameters, Range, Snapshot as OurSnapshot, Source, SourceId, Volume as OurVolume,
-    Volumes, check_snapshot_parameters,
+    Volumes, check_snapshot_parameters, owner,
 };
 use coppice_proto::calls::Calls;
 use coppice_proto::capability::{Capability, TOPOLOGY_NODE};
@@ -110,11 +110,12 @@ fn snapshot_message(snapshot: OurSnapshot, alpha: bool) -> Snapshot {
 #[tonic::async_trait]
 impl Controller for ControllerService {
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Answer<CreateVolumeResponse> {
+        let headers = request.metadata().clone();
         let request = request.into_inner();
         let volumes = self.volumes.clone();
         let name = request.name.clone();
         self.calls
-            .run("CreateVolume", &name, async move {
+            .run_in_time("CreateVolume", &name, &headers, async move {
                 need(&request.name, "name")?;
                 no_mutable(&request.mutable_parameters)?;
                 let source = match request.volume_content_source.map(|source| source.r#type) {
@@ -134,6 +135,7 @@ impl Controller for ControllerService {
                     range: range(request.capacity_range)?,
                     capabilities: capabilities(&request.volume_capabilities)?,
                     parameters: Parameters::read(&request.parameters).map_err(status)?,
+                    claim: owner(&request.parameters, "pvc"),
                     source,
                     requisite: places(request.accessibility_requirements),
                 };
@@ -144,10 +146,11 @@ impl Controller for ControllerService {
     }
 
     async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Answer<DeleteVolumeResponse> {
+        let headers = request.metadata().clone();
         let id = request.into_inner().volume_id;
         let volumes = self.volumes.clone();
         self.calls
-            .run("DeleteVolume", &id.clone(), async move {
+            .run_in_time("DeleteVolume", &id.clone(), &headers, async move {
                 need(&id, "volume id")?;
                 volumes.delete(&id).await.map_err(status)?;
                 Ok(DeleteVolumeResponse {})
@@ -280,17 +283,19 @@ impl Controller for ControllerService {
     }
 
     async fn create_snapshot(&self, request: Request<CreateSnapshotRequest>) -> Answer<CreateSnapshotResponse> {
+        let headers = request.metadata().clone();
         let request = request.into_inner();
         let (volumes, this) = (self.volumes.clone(), self.clone());
         let name = request.name.clone();
         self.calls
-            .run("CreateSnapshot", &name, async move {
+            .run_in_time("CreateSnapshot", &name, &headers, async move {
                 need(&request.name, "name")?;
                 need(&request.source_volume_id, "source volume id")?;
                 let how = CreateSnapshot {
                     name: request.name,
                     volume_id: request.source_volume_id,
                     consistency: check_snapshot_parameters(&request.parameters).map_err(status)?,
+                    owner: owner(&request.parameters, "volumesnapshot"),
                     requisite: places(request.accessibility_requirements),
                 };
                 let snapshot = volumes.create_snapshot(how).await.map_err(status)?;
@@ -300,10 +305,11 @@ impl Controller for ControllerService {
     }
 
     async fn delete_snapshot(&self, request: Request<DeleteSnapshotRequest>) -> Answer<DeleteSnapshotResponse> {
+        let headers = request.metadata().clone();
         let id = request.into_inner().snapshot_id;
         let volumes = self.volumes.clone();
         self.calls
-            .run("DeleteSnapshot", &id.clone(), async move {
+            .run_in_time("DeleteSnapshot", &id.clone(), &headers, async move {
                 need(&id, "snapshot id")?;
                 volumes.delete_snapshot(&id).await.map_err(status)?;
                 Ok(DeleteSnapshotResponse {})
@@ -344,11 +350,12 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Answer<ControllerExpandVolumeResponse> {
+        let headers = request.metadata().clone();
         let request = request.into_inner();
         let volumes = self.volumes.clone();
         let id = request.volume_id.clone();
         self.calls
-            .run("ControllerExpandVolume", &id, async move {
+            .run_in_time("ControllerExpandVolume", &id, &headers, async move {
                 need(&request.volume_id, "volume id")?;
                 let range = range(request.capacity_range)?;
                 let capability = request.volume_capability.as_ref().map(Capability::read).transpose();

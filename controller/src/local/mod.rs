@@ -4,7 +4,7 @@ mod clone;
 
 use crate::volume::{Backend, Consistency, Error, Pool, Result, Source};
 use async_trait::async_trait;
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store, StoreInfo};
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, Store, StoreInfo, Stores};
 use coppice_proto::attributes::inherit_again;
 use std::sync::Arc;
 use tracing::warn;
@@ -21,20 +21,20 @@ pub trait Quiesce: Send + Sync + 'static {
 
 /// Lvstores of this process, all on one node.
 pub struct LocalBackend {
-    stores: Arc<[Store]>,
+    stores: Stores,
     node: String,
     quiesce: Arc<dyn Quiesce>,
 }
 
 impl LocalBackend {
-    pub fn new(stores: Arc<[Store]>, node: String, quiesce: Arc<dyn Quiesce>) -> Self {
+    pub fn new(stores: Stores, node: String, quiesce: Arc<dyn Quiesce>) -> Self {
         LocalBackend { stores, node, quiesce }
     }
 
-    async fn find(&self, id: Uuid) -> Result<Option<(&Store, LvolInfo)>> {
-        for store in self.stores.iter() {
+    async fn find(&self, id: Uuid) -> Result<Option<(Store, LvolInfo)>> {
+        for store in self.stores.all().iter() {
             match store.lvol(id).await {
-                Ok(lvol) => return Ok(Some((store, lvol))),
+                Ok(lvol) => return Ok(Some((store.clone(), lvol))),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e.into()),
             }
@@ -46,7 +46,7 @@ impl LocalBackend {
         Ok(self.home(how.snapshot).await?.clone_snapshot(how).await?)
     }
 
-    async fn home(&self, id: Uuid) -> Result<&Store> {
+    async fn home(&self, id: Uuid) -> Result<Store> {
         match self.find(id).await? {
             Some((store, _)) => Ok(store),
             None => Err(Error::NotFound(format!("there is no lvol {id}"))),
@@ -64,6 +64,7 @@ fn pool(info: StoreInfo, node: String) -> Pool {
         cluster_size,
         largest: clusters.saturating_mul(cluster_size),
         free: info.free_clusters.saturating_mul(cluster_size),
+        committed: 0,
         open: !info.read_only && info.failed.is_none(),
     }
 }
@@ -71,8 +72,9 @@ fn pool(info: StoreInfo, node: String) -> Pool {
 #[async_trait]
 impl Backend for LocalBackend {
     async fn pools(&self) -> Result<Vec<Pool>> {
-        let mut pools = Vec::with_capacity(self.stores.len());
-        for store in self.stores.iter() {
+        let stores = self.stores.all();
+        let mut pools = Vec::with_capacity(stores.len());
+        for store in stores.iter() {
             pools.push(pool(store.info().await?, self.node.clone()));
         }
         Ok(pools)
@@ -80,7 +82,7 @@ impl Backend for LocalBackend {
 
     async fn lvols(&self) -> Result<Vec<LvolInfo>> {
         let mut lvols = Vec::new();
-        for store in self.stores.iter() {
+        for store in self.stores.all().iter() {
             lvols.extend(store.lvols().await?);
         }
         Ok(lvols)
@@ -91,13 +93,14 @@ impl Backend for LocalBackend {
     }
 
     async fn create(&self, lvstore: &str, how: CreateLvol) -> Result<LvolInfo> {
-        let store = self.stores.iter().find(|store| store.name() == lvstore);
+        let stores = self.stores.all();
+        let store = stores.iter().find(|store| store.name() == lvstore);
         let store = store.ok_or_else(|| Error::NotFound(format!("there is no lvstore {lvstore}")))?;
         Ok(store.create_lvol(how).await?)
     }
 
     async fn snapshot(&self, how: CreateSnapshot, consistency: Consistency) -> Result<LvolInfo> {
-        let store = self.home(how.lvol).await?.clone();
+        let store = self.home(how.lvol).await?;
         // By itself, so that nothing stays held still when the caller goes away.
         let work = tokio::spawn(snapshot(store, self.quiesce.clone(), how, consistency));
         work.await.map_err(|e| Error::MayExist(format!("the snapshot was cut off: {e}")))?

@@ -22,6 +22,8 @@ pub struct Pool {
     pub largest: u64,
     /// What a new volume can count on.
     pub free: u64,
+    /// Sizes of all its lvols together; 0 where nobody keeps account.
+    pub committed: u64,
     /// Takes new volumes: neither read-only nor failed nor cordoned.
     pub open: bool,
 }
@@ -45,12 +47,19 @@ pub trait Backend: Send + Sync + 'static {
     /// Every lvol of every lvstore, hidden ones included.
     async fn lvols(&self) -> Result<Vec<LvolInfo>>;
     async fn lvol(&self, id: Uuid) -> Result<Option<LvolInfo>>;
-    /// Durable when it answers, attributes included; nothing is left after an error.
+    /// Durable when it answers, attributes included; nothing is left after a final error. This and the two that follow may
+    /// find that the request's name has a lvol already, and then answer with that one, whose id is another: the caller
+    /// looks at it, and waits with `made`.
     async fn create(&self, lvstore: &str, how: CreateLvol) -> Result<LvolInfo>;
     async fn snapshot(&self, how: CreateSnapshot, consistency: Consistency) -> Result<LvolInfo>;
     /// Clones the source, whose id `how.snapshot` repeats. Of a volume, as it is at some moment of the call; nothing that was
     /// taken for it is seen, or left after an error.
     async fn clone_lvol(&self, source: Source, how: CreateClone) -> Result<LvolInfo>;
+    /// A volume that its request finds on a node where it does not want it: removes it, if it was never handed out. False if
+    /// it stays.
+    async fn make_way(&self, _id: Uuid) -> Result<bool> {
+        Ok(false)
+    }
     async fn delete(&self, id: Uuid, deferred: bool) -> Result<()>;
     async fn resize(&self, id: Uuid, size: u64) -> Result<LvolInfo>;
     /// Waits until what an earlier try began is complete.

@@ -3,7 +3,7 @@
 //! The lvol and its attributes come into being in one transaction, so a retry finds either the whole volume or nothing.
 
 use super::names::{check_request_name, lvol_name, name_key};
-use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, no_volume, volume_from};
+use super::{Error, Parameters, Pool, Range, Result, Source, Volume, Volumes, no_volume};
 use coppice_engine::{CreateClone, CreateLvol, ErrorKind, LvolInfo, LvolKind, LvolState};
 use coppice_proto::attributes::{self, Attributes};
 use coppice_proto::capability::{Access, Capability, DEFAULT_FILE_SYSTEM, TOPOLOGY_NODE};
@@ -21,6 +21,8 @@ pub struct CreateVolume {
     pub range: Range,
     pub capabilities: Vec<Capability>,
     pub parameters: Parameters,
+    /// `namespace/name` of the claim, if the orchestrator says.
+    pub claim: Option<String>,
     /// Kind and id of the source; the id is the caller's text.
     pub source: Option<SourceId>,
     /// Where the volume must be reachable: any of these; empty means anywhere.
@@ -63,15 +65,17 @@ impl Volumes {
     pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
         request.check()?;
         let _turn = self.turns.take(&name_key(&request.name)).await?;
-        let pools = self.backend.pools().await?;
-        let lvols = self.backend.lvols().await?;
+        let mut pools = self.backend.pools().await?;
+        let mut lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
             let pool = pools.iter().find(|pool| pool.key == found.lvstore);
             compatible(&request, found, pool)?;
-            info!(volume = %found.uuid, name = request.name, "the volume exists already");
-            let made = self.backend.made(found.uuid).await?;
-            let nodes = pools.into_iter().map(|pool| (pool.key, pool.node)).collect();
-            return Ok(volume_from(&made, &nodes));
+            let misplaced = pool.is_some_and(|pool| !reachable(&request.requisite, &pool.node));
+            if !misplaced || !self.backend.make_way(found.uuid).await? {
+                return self.existing(&request, found).await;
+            }
+            pools = self.backend.pools().await?;
+            lvols = self.backend.lvols().await?;
         }
         let made = match &request.source {
             None => self.create_empty(&request, &pools, &lvols).await,
@@ -79,16 +83,38 @@ impl Volumes {
             Some(SourceId::Volume(id)) => self.create_from_volume(&request, id, &pools, &lvols).await,
         };
         match made {
-            Ok(lvol) => {
+            Ok((lvol, true)) => {
                 info!(volume = %lvol.uuid, name = request.name, lvstore = lvol.lvstore, size = lvol.size, "created");
                 self.volume_of(&lvol).await
             }
+            // Somebody else was quicker.
+            Ok((lvol, false)) => {
+                let pool = pools.iter().find(|pool| pool.key == lvol.lvstore);
+                compatible(&request, &lvol, pool)?;
+                if pool.is_some_and(|pool| !reachable(&request.requisite, &pool.node)) {
+                    let message = "the volume exists on a node that the topology asked for excludes: try again";
+                    return Err(Error::MayExist(message.into()));
+                }
+                self.existing(&request, &lvol).await
+            }
+            Err(error) => Err(self.settled(&request.name, error).await),
+        }
+    }
+
+    async fn existing(&self, request: &CreateVolume, found: &LvolInfo) -> Result<Volume> {
+        info!(volume = %found.uuid, name = request.name, "the volume exists already");
+        let made = self.backend.made(found.uuid).await;
+        match made {
+            Ok(lvol) => self.volume_of(&lvol).await,
             Err(error) => Err(self.settled(&request.name, error).await),
         }
     }
 
     /// A failed creation may only be called final when nothing of that name exists.
     async fn settled(&self, name: &str, error: Error) -> Error {
+        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_)) {
+            return error;
+        }
         match self.backend.lvols().await {
             Ok(lvols) if named(&lvols, name).is_none() => error,
             Ok(_) => Error::MayExist(format!("{error}; the volume may exist all the same: try again")),
@@ -96,15 +122,20 @@ impl Volumes {
         }
     }
 
-    async fn create_empty(&self, request: &CreateVolume, pools: &[Pool], lvols: &[LvolInfo]) -> Result<LvolInfo> {
+    async fn create_empty(&self, request: &CreateVolume, pools: &[Pool], lvols: &[LvolInfo]) -> Result<Made> {
         let size = asked_size(request.range, 0)?;
         let mut candidates = candidates(request, pools)?;
         // The emptiest first; a full one is no reason to give up while another has room.
-        candidates.sort_by_key(|pool| std::cmp::Reverse(pool.free));
+        candidates.sort_by_key(|pool| (std::cmp::Reverse(pool.open), std::cmp::Reverse(emptiness(pool))));
         let mut refusal = Error::NoSpace("there is no lvstore".into());
+        let mut was_full = false;
         for pool in candidates {
-            let Pool { name, largest, .. } = pool;
-            if size > *largest {
+            let Pool { name, largest, open, .. } = pool;
+            // That one is full is known, what one that is shut would say is not.
+            if !open && was_full {
+                continue;
+            }
+            if size > *largest && *open {
                 let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
                 if matches!(refusal, Error::NoSpace(_)) {
                     refusal = Error::OutOfRange(message);
@@ -120,10 +151,14 @@ impl Volumes {
                 attributes: volume_attributes(request, size, None, &Attributes::new()),
             };
             match self.backend.create(&pool.key, how).await {
-                Ok(lvol) => return Ok(lvol),
+                Ok(lvol) => {
+                    let ours = lvol.uuid == uuid;
+                    return Ok((lvol, ours));
+                }
                 Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
                     warn!(lvstore = name, size, "no room: {e}");
                     refusal = Error::Engine(e);
+                    was_full = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -137,7 +172,7 @@ impl Volumes {
         id: &str,
         pools: &[Pool],
         lvols: &[LvolInfo],
-    ) -> Result<LvolInfo> {
+    ) -> Result<Made> {
         let no_snapshot = || Error::NotFound(format!("there is no snapshot {id:?} to make a volume from"));
         let found = self.find_snapshot(id).await?.ok_or_else(no_snapshot)?;
         let _turn = self.turns.take(&found.uuid.to_string()).await?;
@@ -152,7 +187,7 @@ impl Volumes {
         id: &str,
         pools: &[Pool],
         lvols: &[LvolInfo],
-    ) -> Result<LvolInfo> {
+    ) -> Result<Made> {
         let found = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
         let _turn = self.turns.take(&found.uuid.to_string()).await?;
         let origin = self.find_volume(id).await?.ok_or_else(|| no_volume(id))?;
@@ -167,7 +202,7 @@ impl Volumes {
         origin: &LvolInfo,
         pools: &[Pool],
         lvols: &[LvolInfo],
-    ) -> Result<LvolInfo> {
+    ) -> Result<Made> {
         let size = check_clone(request, origin, pools)?;
         let uuid = Uuid::new_v4();
         let how = CreateClone {
@@ -178,8 +213,19 @@ impl Volumes {
             thick: request.parameters.thick,
             attributes: volume_attributes(request, size, Some(source), &origin.attributes),
         };
-        self.backend.clone_lvol(source, how).await
+        let lvol = self.backend.clone_lvol(source, how).await?;
+        let ours = lvol.uuid == uuid;
+        Ok((lvol, ours))
     }
+}
+
+/// A lvol, and whether it is the one that was asked for. If not, it was there already.
+type Made = (LvolInfo, bool);
+
+/// What is free, and what is promised to nobody: the less of both. Thin volumes take nothing at first, so free space alone
+/// would put all of them in one place.
+fn emptiness(pool: &Pool) -> i128 {
+    i128::from(pool.free).min(i128::from(pool.largest) - i128::from(pool.committed))
 }
 
 /// Everything that can be refused before anything is made; answers with the size to report.
@@ -198,7 +244,7 @@ fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Res
             "the source is in the lvstore {name} of the node {node}, which the topology asked for excludes"
         )));
     }
-    if size > *largest {
+    if size > *largest && home.open {
         return Err(Error::OutOfRange(format!(
             "a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)"
         )));
@@ -299,12 +345,10 @@ pub(super) fn reachable(requisite: &[BTreeMap<String, String>], node: &str) -> b
 }
 
 fn volume_attributes(request: &CreateVolume, size: u64, source: Option<Source>, parent: &Attributes) -> Attributes {
-    let mut out = attributes::inherited(parent);
-    out.insert(attributes::CSI_NAME.into(), request.name.clone());
-    out.insert(attributes::CSI_SIZE.into(), size.to_string());
-    out.insert(attributes::CSI_CREATED.into(), attributes::now_nanos().to_string());
-    if let Some(source) = source {
-        out.insert(attributes::CSI_SOURCE.into(), source.to_attribute());
+    let source = source.map(|source| source.to_attribute());
+    let mut out = attributes::of_volume(&request.name, size, source, parent);
+    if let Some(claim) = &request.claim {
+        out.insert(attributes::CSI_PVC.into(), claim.clone());
     }
     if request.is_for_mount() {
         let held = parent.get(attributes::FS).map(String::as_str);

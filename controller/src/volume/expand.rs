@@ -36,7 +36,8 @@ impl Volumes {
         }
         let pools = self.backend.pools().await?;
         let home = pools.iter().find(|pool| pool.key == volume.lvstore);
-        let largest = home.map_or(u64::MAX, |pool| pool.largest);
+        // One that is not open now may not say how large it is.
+        let largest = home.filter(|pool| pool.open || pool.largest > 0).map_or(u64::MAX, |pool| pool.largest);
         if range.required > largest {
             let (size, name) = (range.required, home.map_or("", |pool| &pool.name));
             let message = format!("{size} bytes are more than the lvstore {name} can hold ({largest} bytes)");

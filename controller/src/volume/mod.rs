@@ -19,7 +19,8 @@ pub use create::{CreateVolume, SourceId};
 pub use error::{Error, Result};
 pub use expand::Expanded;
 pub use list::Page;
-pub use params::{Parameters, Range, Source, check_snapshot_parameters};
+pub use names::lvol_name;
+pub use params::{Parameters, Range, Source, check_snapshot_parameters, owner};
 pub use snapshot::{CreateSnapshot, Snapshot};
 
 use coppice_engine::{LvolInfo, LvolKind, LvolState};

@@ -64,6 +64,12 @@ impl Parameters {
     }
 }
 
+/// `namespace/name` of the object that the request is for, if the orchestrator says: `kind` is `pvc` or `volumesnapshot`.
+pub fn owner(map: &BTreeMap<String, String>, kind: &str) -> Option<String> {
+    let part = |part: &str| map.get(&format!("{ORCHESTRATOR_PREFIX}{kind}/{part}")).filter(|value| !value.is_empty());
+    Some(format!("{}/{}", part("namespace")?, part("name")?))
+}
+
 /// The parameters of a VolumeSnapshotClass.
 pub fn check_snapshot_parameters(map: &BTreeMap<String, String>) -> Result<Consistency> {
     let mut out = Consistency::default();

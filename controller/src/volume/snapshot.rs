@@ -15,6 +15,8 @@ pub struct CreateSnapshot {
     pub name: String,
     pub volume_id: String,
     pub consistency: Consistency,
+    /// `namespace/name` of the VolumeSnapshot, if the orchestrator says.
+    pub owner: Option<String>,
     /// Where the snapshot must be usable: any of these; empty means anywhere.
     pub requisite: Vec<BTreeMap<String, String>>,
 }
@@ -40,13 +42,7 @@ impl Volumes {
         let _name_turn = self.turns.take(&name_key(&request.name)).await?;
         let lvols = self.backend.lvols().await?;
         if let Some(found) = named(&lvols, &request.name) {
-            let snapshot = self.snapshot_of(found, &lvols).await?;
-            let same = Uuid::parse_str(&request.volume_id).is_ok_and(|id| id.to_string() == snapshot.volume_id);
-            if !same {
-                let (name, of) = (&request.name, &snapshot.volume_id);
-                return Err(Error::Exists(format!("the snapshot {name:?} exists, of the volume {of}")));
-            }
-            return Ok(snapshot);
+            return self.existing_snapshot(&request, found, &lvols).await;
         }
         let volume = self.find_volume(&request.volume_id).await?.ok_or_else(|| no_volume(&request.volume_id))?;
         let _turn = self.turns.take(&volume.uuid.to_string()).await?;
@@ -59,6 +55,9 @@ impl Volumes {
         let uuid = Uuid::new_v4();
         let mut attributes = attributes::of_snapshot(volume.uuid, &volume.attributes, volume.size);
         attributes.insert(attributes::CSI_NAME.into(), request.name.clone());
+        if let Some(owner) = &request.owner {
+            attributes.insert(attributes::CSI_VOLUME_SNAPSHOT.into(), owner.clone());
+        }
         let how = Take {
             lvol: volume.uuid,
             name: lvol_name(&request.name, uuid, &volume.lvstore, &lvols),
@@ -67,6 +66,8 @@ impl Volumes {
             hidden: false,
         };
         match self.backend.snapshot(how, request.consistency).await {
+            // Somebody else was quicker.
+            Ok(lvol) if lvol.uuid != uuid => self.existing_snapshot(&request, &lvol, &lvols).await,
             Ok(lvol) => {
                 info!(snapshot = %lvol.uuid, volume = %volume.uuid, name = request.name, "snapshot taken");
                 self.snapshot_of(&lvol, &lvols).await
@@ -75,7 +76,28 @@ impl Volumes {
         }
     }
 
+    async fn existing_snapshot(
+        &self,
+        request: &CreateSnapshot,
+        found: &LvolInfo,
+        lvols: &[LvolInfo],
+    ) -> Result<Snapshot> {
+        let snapshot = self.snapshot_of(found, lvols).await?;
+        let same = Uuid::parse_str(&request.volume_id).is_ok_and(|id| id.to_string() == snapshot.volume_id);
+        if !same {
+            let (name, of) = (&request.name, &snapshot.volume_id);
+            return Err(Error::Exists(format!("the snapshot {name:?} exists, of the volume {of}")));
+        }
+        match self.backend.made(found.uuid).await {
+            Ok(lvol) => self.snapshot_of(&lvol, lvols).await,
+            Err(error) => Err(self.settled_snapshot(&request.name, error).await),
+        }
+    }
+
     async fn settled_snapshot(&self, name: &str, error: Error) -> Error {
+        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_)) {
+            return error;
+        }
         match self.backend.lvols().await {
             Ok(lvols) if named(&lvols, name).is_none() => error,
             Ok(_) => Error::MayExist(format!("{error}; the snapshot may exist all the same: try again")),

@@ -6,21 +6,21 @@ use tonic::Status;
 use uuid::Uuid;
 
 /// A lvstore by UUID or name; an empty name stands for the only one.
-pub fn store<'a>(stores: &'a [Store], name: &str) -> Result<&'a Store, Status> {
+pub fn store(stores: &[Store], name: &str) -> Result<Store, Status> {
     let known = || stores.iter().map(Store::name).collect::<Vec<_>>().join(", ");
     if name.is_empty() {
         return match stores {
-            [only] => Ok(only),
+            [only] => Ok(only.clone()),
             _ => Err(Status::invalid_argument(format!("say which lvstore: there are {}", known()))),
         };
     }
     let by_id = Uuid::parse_str(name).ok();
     let found = stores.iter().find(|store| store.name() == name || by_id == Some(store.uuid()));
-    found.ok_or_else(|| Status::not_found(format!("there is no lvstore {name:?}; there are: {}", known())))
+    found.cloned().ok_or_else(|| Status::not_found(format!("there is no lvstore {name:?}; there are: {}", known())))
 }
 
 /// A lvol by UUID, alias, or name where it is unique. Hidden ones only by UUID.
-pub async fn lvol<'a>(stores: &'a [Store], name: &str) -> Result<(&'a Store, LvolInfo), Status> {
+pub async fn lvol(stores: &[Store], name: &str) -> Result<(Store, LvolInfo), Status> {
     if name.is_empty() {
         return Err(Status::invalid_argument("say which lvol, by UUID, alias (lvstore/name) or name"));
     }
@@ -30,10 +30,10 @@ pub async fn lvol<'a>(stores: &'a [Store], name: &str) -> Result<(&'a Store, Lvo
         for lvol in store.lvols().await.map_err(|e| from_engine(&e))? {
             let seen = lvol.state != LvolState::Hidden;
             if id == Some(lvol.uuid) {
-                return Ok((store, lvol));
+                return Ok((store.clone(), lvol));
             }
             if seen && (lvol.alias == name || lvol.name == name) {
-                found.push((store, lvol));
+                found.push((store.clone(), lvol));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The Admin service. It resolves names, calls the engine, and translates.
 
 use super::resolve;
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, LvolInfo, LvolState, Progress, Store};
+use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, LvolInfo, LvolState, Progress, Store, Stores};
 use coppice_proto::admin::v1::admin_client::AdminClient;
 use coppice_proto::admin::v1::admin_server::{Admin, AdminServer};
 use coppice_proto::admin::v1::*;
@@ -9,7 +9,6 @@ use coppice_proto::attributes;
 use coppice_proto::status::from_engine;
 use coppice_proto::unix::MESSAGE_BYTES_MAX;
 use std::path::PathBuf;
-use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -24,13 +23,13 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Clone)]
 pub struct AdminService {
-    stores: Arc<[Store]>,
+    stores: Stores,
     /// Where exports are mounted.
     exports: PathBuf,
 }
 
 impl AdminService {
-    pub fn new(stores: Arc<[Store]>, exports: PathBuf) -> Self {
+    pub fn new(stores: Stores, exports: PathBuf) -> Self {
         AdminService { stores, exports }
     }
 
@@ -39,8 +38,8 @@ impl AdminService {
         AdminServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    async fn lvol(&self, name: &str) -> Result<(&Store, LvolInfo), Status> {
-        resolve::lvol(&self.stores, name).await
+    async fn lvol(&self, name: &str) -> Result<(Store, LvolInfo), Status> {
+        resolve::lvol(&self.stores.all(), name).await
     }
 
     fn long_work(&self, store: &Store, lvol: LvolInfo, only_parent: bool) -> Stream<WorkUpdate> {
@@ -92,44 +91,40 @@ fn answer<T, U: From<T>>(done: coppice_engine::Result<T>) -> Answer<U> {
 impl Admin for AdminService {
     async fn list_stores(&self, _: Request<ListStoresRequest>) -> Answer<ListStoresResponse> {
         let mut stores = Vec::new();
-        for store in self.stores.iter() {
+        for store in self.stores.all().iter() {
             stores.push(store.info().await.map_err(|e| from_engine(&e))?.into());
         }
         Ok(Response::new(ListStoresResponse { stores }))
     }
 
     async fn get_store(&self, request: Request<StoreRequest>) -> Answer<coppice_proto::admin::v1::Store> {
-        answer(resolve::store(&self.stores, &request.into_inner().store)?.info().await)
+        answer(resolve::store(&self.stores.all(), &request.into_inner().store)?.info().await)
     }
 
     async fn check_store(&self, request: Request<StoreRequest>) -> Answer<CheckStoreResponse> {
-        let store = resolve::store(&self.stores, &request.into_inner().store)?;
+        let store = resolve::store(&self.stores.all(), &request.into_inner().store)?;
         let findings = store.check().await.map_err(|e| from_engine(&e))?;
         Ok(Response::new(CheckStoreResponse { findings: findings.into_iter().map(Into::into).collect() }))
     }
 
     async fn seal_store(&self, request: Request<StoreRequest>) -> Answer<coppice_proto::admin::v1::Store> {
-        let store = resolve::store(&self.stores, &request.into_inner().store)?;
+        let store = resolve::store(&self.stores.all(), &request.into_inner().store)?;
         store.seal().await.map_err(|e| from_engine(&e))?;
         answer(store.info().await)
     }
 
     async fn grow_store(&self, request: Request<StoreRequest>) -> Answer<coppice_proto::admin::v1::Store> {
-        answer(resolve::store(&self.stores, &request.into_inner().store)?.grow().await)
+        answer(resolve::store(&self.stores.all(), &request.into_inner().store)?.grow().await)
     }
 
     async fn list_lvols(&self, request: Request<ListLvolsRequest>) -> Answer<ListLvolsResponse> {
         let request = request.into_inner();
-        let one;
-        let stores: &[Store] = match request.store.is_empty() {
-            true => &self.stores,
-            false => {
-                one = [resolve::store(&self.stores, &request.store)?.clone()];
-                &one
-            }
-        };
+        let mut stores = self.stores.all();
+        if !request.store.is_empty() {
+            stores = [resolve::store(&stores, &request.store)?].into();
+        }
         let mut lvols = Vec::new();
-        for store in stores {
+        for store in stores.iter() {
             let all = store.lvols().await.map_err(|e| from_engine(&e))?;
             lvols.extend(all.into_iter().filter(|l| request.hidden || l.state != LvolState::Hidden).map(Lvol::from));
         }
@@ -143,7 +138,7 @@ impl Admin for AdminService {
 
     async fn create_lvol(&self, request: Request<CreateLvolRequest>) -> Answer<Lvol> {
         let request = request.into_inner();
-        let store = resolve::store(&self.stores, &request.store)?;
+        let store = resolve::store(&self.stores.all(), &request.store)?;
         let how = CreateLvol { name: request.name, size: request.size, thick: request.thick, ..CreateLvol::default() };
         answer(store.create_lvol(how).await)
     }
@@ -213,14 +208,14 @@ impl Admin for AdminService {
 
     async fn inflate_lvol(&self, request: Request<LvolRequest>) -> Answer<Self::InflateLvolStream> {
         let (store, lvol) = self.lvol(&request.into_inner().lvol).await?;
-        Ok(Response::new(self.long_work(store, lvol, false)))
+        Ok(Response::new(self.long_work(&store, lvol, false)))
     }
 
     type DecoupleLvolStream = Stream<WorkUpdate>;
 
     async fn decouple_lvol(&self, request: Request<LvolRequest>) -> Answer<Self::DecoupleLvolStream> {
         let (store, lvol) = self.lvol(&request.into_inner().lvol).await?;
-        Ok(Response::new(self.long_work(store, lvol, true)))
+        Ok(Response::new(self.long_work(&store, lvol, true)))
     }
 
     type ReadLvolStream = Stream<DataChunk>;

@@ -26,12 +26,12 @@ use crate::host::mount::{self, IfBusy};
 use crate::host::mountinfo::Mount;
 use crate::host::{device, mountinfo};
 use crate::{Error, Result};
-use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store};
+use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store, Stores};
 use coppice_proto::turns::{Turn, Turns};
 use record::Records;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -50,7 +50,7 @@ enum Owner {
 
 /// The volumes of this node.
 pub struct Node {
-    stores: Arc<[Store]>,
+    stores: Stores,
     exports: PathBuf,
     records: Records,
     turns: Turns,
@@ -60,7 +60,7 @@ pub struct Node {
 
 impl Node {
     /// `run_dir` belongs to this process alone.
-    pub fn new(stores: Arc<[Store]>, run_dir: &Path) -> Result<Node> {
+    pub fn new(stores: Stores, run_dir: &Path) -> Result<Node> {
         let exports = run_dir.join("exports");
         coppice_proto::unix::private_dir(&exports)
             .map_err(|e| Error::Host(format!("make {}: {e}", exports.display())))?;
@@ -96,7 +96,7 @@ impl Node {
     /// Whose a mount is, as far as a call on the volume `id` is concerned.
     fn owner_of(&self, mount: &Mount, id: &str) -> Result<Owner> {
         let own = Uuid::parse_str(id).ok();
-        for export in self.stores.iter().flat_map(|store| store.exports()) {
+        for export in self.stores.all().iter().flat_map(|store| store.exports()) {
             let device = export.device();
             if mount.is_of(&device, device::number(&device).ok()) {
                 return Ok(if Some(export.lvol()) == own { Owner::This } else { Owner::Other });
@@ -119,10 +119,10 @@ impl Node {
     }
 
     /// The volume of that id, in whatever store it is.
-    async fn find(&self, id: &str) -> Result<(&Store, LvolInfo)> {
+    async fn find(&self, id: &str) -> Result<(Store, LvolInfo)> {
         let none = || Error::NotFound(format!("there is no volume {id:?} on this node"));
         let uuid = Uuid::parse_str(id).map_err(|_| none())?;
-        for store in self.stores.iter() {
+        for store in self.stores.all().iter() {
             match store.lvol(uuid).await {
                 Ok(lvol) if lvol.kind == LvolKind::Snapshot || lvol.state == LvolState::Hidden => return Err(none()),
                 Ok(lvol) if lvol.state == LvolState::Damaged => {
@@ -131,7 +131,7 @@ impl Node {
                         format!("the volume {id} is damaged and not opened: {why}; see coppice lvstore check");
                     return Err(Error::Precondition(message));
                 }
-                Ok(lvol) => return Ok((store, lvol)),
+                Ok(lvol) => return Ok((store.clone(), lvol)),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e.into()),
             }

@@ -29,7 +29,7 @@ impl Node {
 
     async fn hold_still(&self, lvol: Uuid, how: Consistency) -> Result<Option<freeze::Frozen>> {
         // Nothing to do for volumes that are not in use here.
-        let Some(export) = self.stores.iter().find_map(|store| store.export_of(lvol)) else { return Ok(None) };
+        let Some(export) = self.stores.all().iter().find_map(|store| store.export_of(lvol)) else { return Ok(None) };
         if how == Consistency::Crash {
             return Ok(None);
         }

@@ -69,7 +69,7 @@ impl Node {
     /// For the end of the process: volumes that nobody uses are given back, the others are written out and named.
     pub async fn stop_unused(&self) -> Result<Vec<String>> {
         let mut in_use = Vec::new();
-        for store in self.stores.iter() {
+        for store in self.stores.all().iter() {
             for lvol in store.lvols().await? {
                 let Some(export) = store.export_of(lvol.uuid) else { continue };
                 let mounts = self.mounts_of(&export.device())?;

@@ -22,11 +22,11 @@ impl Node {
     /// Answers with the device. What is staged already, as asked, is left alone.
     pub(super) async fn stage_in_turn(&self, id: &str, staging: &Path, capability: &Capability) -> Result<PathBuf> {
         let (store, lvol) = self.find(id).await?;
-        if let Some(device) = self.staged(store, &lvol, staging, capability)? {
+        if let Some(device) = self.staged(&store, &lvol, staging, capability)? {
             return Ok(device);
         }
         let was_exported = store.export_of(lvol.uuid).is_some();
-        let done = self.stage_anew(store, &lvol, staging, capability).await;
+        let done = self.stage_anew(&store, &lvol, staging, capability).await;
         if done.is_err()
             && !was_exported
             && let Some(export) = store.export_of(lvol.uuid)
@@ -170,7 +170,7 @@ impl Node {
         self.check_place(staging)?;
         let _turn = self.turns.take(&key(id)).await?;
         let uuid = Uuid::parse_str(id).ok();
-        let export = uuid.and_then(|uuid| self.stores.iter().find_map(|store| store.export_of(uuid)));
+        let export = uuid.and_then(|uuid| self.stores.all().iter().find_map(|store| store.export_of(uuid)));
         if let (Some(uuid), Some(_)) = (uuid, &export)
             && let Some(record) = self.records.get(uuid)?.filter(|record| record.staging != staging)
         {

@@ -1,0 +1,132 @@
+//! `coppice node`: the agent of one node of a Kubernetes cluster, and CSI's Node service for its kubelet.
+//!
+//! Order of the start: the run directory is ours; what a killed predecessor left is removed; health is served; the agent
+//! tries every lvstore of the node; only then CSI is served, and kubelet told. Until the API server has answered once it is
+//! not known which stores there are; from then on CSI does not need it.
+//!
+//! At the end nothing new begins, what is mounted is written out and stays, and stores that nobody uses are closed clean.
+
+use crate::http;
+use crate::quiesce::NodeQuiesce;
+use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use coppice_controller::csi::IdentityService;
+use coppice_engine::{Engine, EngineConfig, Stores};
+use coppice_node::admin::AdminService;
+use coppice_node::agent::{self, Agent};
+use coppice_node::csi::NodeService;
+use coppice_node::registration::Registrar;
+use coppice_node::staging::Node;
+use coppice_proto::capability::DRIVER_NAME;
+use coppice_proto::csi::v1::identity_server::IdentityServer;
+use coppice_proto::csi::v1::node_server::NodeServer;
+use coppice_proto::unix;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::transport::Server as Grpc;
+use tracing::{info, warn};
+
+/// How long the agent may take to end what it began.
+const AGENT_SECONDS_MAX: u64 = 20;
+
+#[derive(Args, Clone, Debug)]
+pub struct NodeArgs {
+    /// Name of this node's Node object
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: String,
+    /// The unix socket of CSI, as unix:///path/to/csi.sock, by the path that kubelet sees
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "unix://PATH")]
+    pub endpoint: String,
+    /// kubelet's own directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+    /// Admin socket and attach records; one process at a time
+    #[arg(long, value_name = "DIR", default_value = crate::standalone::DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// Where lvstores lie that are files
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/coppice")]
+    pub file_dir: PathBuf,
+    /// Where health, readiness and metrics are served
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9808")]
+    pub http: SocketAddr,
+    /// Data threads
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub shards: usize,
+}
+
+pub async fn run(args: NodeArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    check_node_name(&args.node_name, "--node-name")?;
+    if args.shards == 0 {
+        bail!("--shards 0: at least one data thread is needed");
+    }
+    let endpoint = unix::parse_endpoint(&args.endpoint).map_err(anyhow::Error::msg)?;
+    let run_dir = RunDir::take(&args.run_dir)?;
+    let stores = Stores::default();
+    let node = Arc::new(Node::new(stores.clone(), run_dir.path())?);
+    node.recover().await.context("clean up after a killed predecessor")?;
+    let engine = Engine::start(EngineConfig { shards: args.shards, ..EngineConfig::default() });
+    if let Err(e) = &engine {
+        warn!("the engine does not start: {e}");
+    }
+    let agent = Agent::new(agent::Config {
+        client: kube::Client::try_default().await.context("find the API server")?,
+        node: args.node_name.clone(),
+        engine: engine.clone().map_err(|e| unfit(&e)),
+        stores: stores.clone(),
+        quiesce: Arc::new(NodeQuiesce(node.clone())),
+        file_dir: args.file_dir,
+    });
+
+    let (registrar, registered) = Registrar::new(DRIVER_NAME, &endpoint);
+    let ready = move || *registered.borrow();
+    let (of, name) = (stores.clone(), args.node_name.clone());
+    let mut http = tokio::spawn(http::serve(args.http, ready, move || agent::metrics(&of, &name)));
+    let stop = watch::Sender::new(false);
+    let mut working = tokio::spawn(agent.clone().run(stop.subscribe()));
+
+    let mut serving = Serving::new();
+    tokio::select! {
+        () = agent.tried() => {
+            let csi = Grpc::builder()
+                .add_service(IdentityServer::new(IdentityService { alpha: false }))
+                .add_service(NodeServer::new(NodeService::new(node.clone(), serving.calls.clone(), args.node_name)));
+            let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
+            serving.serve(csi, &endpoint)?;
+            serving.serve(Grpc::builder().add_service(admin), &run_dir.path().join("admin.sock"))?;
+            serving.serve(Grpc::builder().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
+            info!(endpoint = %endpoint.display(), "serving");
+            tokio::select! {
+                () = serving.until_stopped(signals) => {}
+                _ = &mut working => warn!("the agent ended"),
+                failed = &mut http => warn!("health and metrics are not served any more: {failed:?}"),
+            }
+        }
+        () = signals.any() => {}
+        failed = &mut http => warn!("health and metrics are not served: {failed:?}"),
+    }
+    serving.drain().await;
+    let _ = stop.send(true);
+    let limit = Duration::from_secs(AGENT_SECONDS_MAX);
+    if !working.is_finished() && tokio::time::timeout(limit, &mut working).await.is_err() {
+        working.abort();
+    }
+    if let Ok(engine) = &engine {
+        serving::report_in_use(&serving::close(engine, &stores, &node).await?);
+    }
+    serving.remove_sockets();
+    Ok(())
+}
+
+/// Why there is no engine, with advice.
+fn unfit(error: &coppice_engine::Error) -> String {
+    let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match sysctl.trim() {
+        "1" | "2" => format!("{error}; io_uring is disabled: set the sysctl kernel.io_uring_disabled to 0"),
+        _ => format!("{error}; io_uring is needed: a kernel that has it, and no seccomp profile that forbids it"),
+    }
+}

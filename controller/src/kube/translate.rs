@@ -1,0 +1,162 @@
+//! Objects as the operations know lvols, and back. Pure.
+
+use super::judge;
+use coppice_engine::{LvolInfo, LvolKind, LvolState};
+use coppice_kube_api::{
+    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, Kind, LABEL_LVSTORE, Lvol, LvolSpec, Provisioning,
+    object_name,
+};
+use crate::volume::Source;
+use coppice_proto::attributes::{self, Attributes};
+use kube::ResourceExt;
+use uuid::Uuid;
+
+/// What the class asked for and the spec has no field for: attribute and annotation.
+const KEPT_AS_ANNOTATIONS: [(&str, &str); 5] = [
+    (attributes::CSI_PVC, ANNOTATION_PVC),
+    (attributes::CSI_VOLUME_SNAPSHOT, ANNOTATION_VOLUME_SNAPSHOT),
+    (attributes::CSI_FSTYPE, "coppice.io/fstype"),
+    (attributes::CSI_EXPORT, "coppice.io/export"),
+    (attributes::CSI_RESTORE, "coppice.io/restore"),
+];
+
+/// The key of the pool that the lvstore `uuid` is.
+pub fn pool_key(lvstore: Uuid) -> String {
+    lvstore.to_string()
+}
+
+/// What an object is made from.
+pub struct Wanted {
+    pub kind: Kind,
+    pub size: u64,
+    pub thick: bool,
+    pub uuid: Uuid,
+    pub lvstore: Uuid,
+    /// `spec.name` of the lvstore.
+    pub lvstore_name: String,
+    pub node: String,
+    /// The source and what it is; it is on the same node.
+    pub source: Option<(Uuid, Kind)>,
+    pub consistency: Option<coppice_kube_api::Consistency>,
+    /// Name of the request, size, claim, … as the operations put them.
+    pub attributes: Attributes,
+}
+
+impl Wanted {
+    pub fn object(&self) -> Lvol {
+        let request = self.attributes.get(attributes::CSI_NAME).cloned().unwrap_or_default();
+        let spec = LvolSpec {
+            kind: self.kind,
+            // The lvol gets whole clusters; the object says what was asked for.
+            size: attributes::reported_size(&self.attributes, self.size).into(),
+            provisioning: if self.thick { Provisioning::Thick } else { Provisioning::Thin },
+            source_uuid: self.source.map(|(uuid, _)| uuid),
+            source_kind: self.source.map(|(_, kind)| kind),
+            source_node: self.source.map(|_| self.node.clone()),
+            consistency: self.consistency,
+            node: self.node.clone(),
+            lvstore_uuid: self.lvstore,
+            lvol_uuid: self.uuid,
+            adopted: false,
+            reclaim: None,
+            request_name: request.clone(),
+        };
+        let mut object = Lvol::new(&object_name(self.kind, &request), spec);
+        object.labels_mut().insert(LABEL_LVSTORE.into(), self.lvstore_name.clone());
+        for (attribute, annotation) in KEPT_AS_ANNOTATIONS {
+            if let Some(value) = self.attributes.get(attribute) {
+                object.annotations_mut().insert(annotation.into(), value.clone());
+            }
+        }
+        object
+    }
+}
+
+/// The lvol that the object describes. What objects do not say (clusters, blocks, children) is 0 or empty.
+pub fn lvol_info(object: &Lvol) -> LvolInfo {
+    let (spec, status) = (&object.spec, object.status.as_ref());
+    let name = object.name_any();
+    let size = status.and_then(|status| status.size).unwrap_or(spec.size).bytes();
+    let hydrating = status.is_some_and(|status| status.hydration.is_some());
+    let lost = judge::is_lost(object);
+    let state = match lost {
+        Some(_) => LvolState::Damaged,
+        None if judge::is_degraded(object) => LvolState::Degraded,
+        None if hydrating => LvolState::Hydrating,
+        None => LvolState::Ok,
+    };
+    let store = object.labels().get(LABEL_LVSTORE).cloned().unwrap_or_else(|| spec.lvstore_uuid.to_string());
+    LvolInfo {
+        uuid: spec.lvol_uuid,
+        alias: format!("{store}/{name}"),
+        name,
+        lvstore: pool_key(spec.lvstore_uuid),
+        size,
+        block_size: 0,
+        num_blocks: 0,
+        cluster_size: 0,
+        thin: spec.provisioning == Provisioning::Thin,
+        kind: match (spec.kind, spec.source_uuid) {
+            (Kind::Snapshot, _) => LvolKind::Snapshot,
+            (Kind::Volume, Some(_)) => LvolKind::Clone,
+            (Kind::Volume, None) => LvolKind::Lvol,
+        },
+        parent: status.and_then(|status| status.parent),
+        children: vec![],
+        allocated_clusters: 0,
+        state,
+        reason: lost,
+        exports: judge::exports(object),
+        attributes: attributes_of(object),
+    }
+}
+
+fn attributes_of(object: &Lvol) -> Attributes {
+    let spec = &object.spec;
+    let mut out = Attributes::new();
+    out.insert(attributes::CSI_NAME.into(), spec.request_name.clone());
+    out.insert(attributes::CSI_SIZE.into(), spec.size.bytes().to_string());
+    if let Some(source) = spec.source_uuid {
+        let text = match (spec.kind, spec.source_kind) {
+            (Kind::Snapshot, _) => source.to_string(),
+            (Kind::Volume, Some(Kind::Volume)) => Source::Volume(source).to_attribute(),
+            (Kind::Volume, _) => Source::Snapshot(source).to_attribute(),
+        };
+        out.insert(attributes::CSI_SOURCE.into(), text);
+    }
+    let created = object.status.as_ref().and_then(|status| status.created.as_ref());
+    if let Some(nanos) = created.and_then(|time| u64::try_from(time.0.as_nanosecond()).ok()) {
+        out.insert(attributes::CSI_CREATED.into(), nanos.to_string());
+    }
+    out.extend(kept(object));
+    out
+}
+
+/// The attributes that the object keeps as annotations. The agent gives them to the lvol.
+pub fn kept(object: &Lvol) -> Attributes {
+    let value = |annotation: &str| object.annotations().get(annotation).cloned();
+    let all = KEPT_AS_ANNOTATIONS.into_iter();
+    all.filter_map(|(attribute, annotation)| Some((attribute.to_string(), value(annotation)?))).collect()
+}
+
+/// Bytes that the object still takes from what its lvstore reports as free: it is not made yet, or has not grown yet.
+pub fn still_to_take(object: &Lvol, cluster_size: u64) -> u64 {
+    let spec = &object.spec;
+    let has = object.status.as_ref().and_then(|status| status.size.filter(|_| status.created.is_some()));
+    let thick = spec.kind == Kind::Volume && spec.provisioning == Provisioning::Thick;
+    match has {
+        Some(has) if thick => spec.size.bytes().saturating_sub(has.bytes()),
+        Some(_) => 0,
+        None => take_at_creation(spec.size.bytes(), thick, cluster_size),
+    }
+}
+
+/// A thick lvol reserves all of it; a thin one takes little, but never nothing once it is written to.
+pub fn take_at_creation(size: u64, thick: bool, cluster_size: u64) -> u64 {
+    if thick { size.next_multiple_of(cluster_size.max(1)) } else { cluster_size }
+}
+
+/// A size as objects have it.
+pub fn byte_size(bytes: u64) -> ByteSize {
+    bytes.into()
+}

@@ -1,0 +1,135 @@
+//! What a Lvstore lies on: finding it, refusing what is in use, and looking at what is there.
+
+use super::plan::OnDevice;
+use crate::host::mountinfo;
+use coppice_engine::device::blank_problem;
+use coppice_engine::{Engine, ErrorKind, LvolState, OpenStore};
+use coppice_kube_api::{LvstoreReason, LvstoreSpec, Place};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use std::path::{Path, PathBuf};
+
+/// Why the device is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub LvstoreReason, pub String);
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+fn refuse<T>(reason: LvstoreReason, message: impl Into<String>) -> Result<T> {
+    Err(Refusal(reason, message.into()))
+}
+
+/// Where the store is to be, and whether something is there. Only a file may be absent.
+pub fn resolve(spec: &LvstoreSpec, file_dir: &Path) -> Result<(PathBuf, bool)> {
+    match spec.place() {
+        Place::File(name) => {
+            // The API server has checked the name already; a folder is left nowhere all the same.
+            if name.contains('/') || name.is_empty() || name.starts_with('.') {
+                return refuse(LvstoreReason::DeviceMissing, format!("{name:?} is not the name of a file"));
+            }
+            let path = file_dir.join(name);
+            let shown = path.display();
+            let dir = rustix::fs::openat(CWD, file_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let dir = dir.map_err(|e| Refusal(LvstoreReason::DeviceMissing, format!("{}: {e}", file_dir.display())))?;
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
+                Ok(file) => {
+                    let kind = rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+                    match kind {
+                        Ok(FileType::RegularFile) => Ok((path, true)),
+                        Ok(_) => refuse(LvstoreReason::DeviceMissing, format!("{shown} is not a file")),
+                        Err(e) => refuse(LvstoreReason::DeviceMissing, format!("{shown}: {e}")),
+                    }
+                }
+                Err(rustix::io::Errno::NOENT) => Ok((path, false)),
+                Err(e) => refuse(LvstoreReason::DeviceMissing, format!("{shown}: {e}")),
+            }
+        }
+        Place::Drive(link) => {
+            let path = std::fs::canonicalize(link);
+            let path = path.map_err(|e| Refusal(LvstoreReason::DeviceMissing, format!("{link}: {e}")))?;
+            check_drive(&path)?;
+            Ok((path, true))
+        }
+    }
+}
+
+/// Refuses a drive that the kernel uses for something.
+fn check_drive(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let host = |e: crate::Error| Refusal(LvstoreReason::OpenFailed, e.to_string());
+    let number = crate::host::device::number(path)
+        .map_err(|e| Refusal(LvstoreReason::DeviceMissing, e.to_string()))?;
+    let name = crate::host::device::name(path).map_err(host)?;
+    let sys = Path::new("/sys/class/block").join(name);
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    if entries(&sys).iter().any(|entry| entry.join("partition").exists()) {
+        return refuse(LvstoreReason::DevicePartitioned, format!("{shown} has partitions"));
+    }
+    if let Some(mount) = mountinfo::read().map_err(host)?.iter().find(|mount| mount.is_of(path, Some(number))) {
+        return refuse(LvstoreReason::DeviceMounted, format!("{shown} is mounted at {}", mount.target.display()));
+    }
+    if let Some(holder) = entries(&sys.join("holders")).first() {
+        let holder = holder.file_name().unwrap_or_default().to_string_lossy();
+        return refuse(LvstoreReason::DeviceHeld, format!("{shown} is held by {holder}"));
+    }
+    Ok(())
+}
+
+/// Looks at a device that exists, and changes nothing.
+pub async fn look(engine: &Engine, path: &Path) -> Result<OnDevice> {
+    let shown = path.display();
+    match engine.open_store(path, OpenStore { read_only: true }).await {
+        Ok(store) => {
+            let lvols = store.lvols().await.map_err(failed)?;
+            let lvols = lvols.iter().filter(|lvol| lvol.state != LvolState::Hidden).count();
+            let there = OnDevice::Store { uuid: store.uuid(), name: store.name(), lvols };
+            store.close().await.map_err(failed)?;
+            Ok(there)
+        }
+        Err(e) if e.kind() == ErrorKind::NotAStore => match blank_problem(path).map_err(failed)? {
+            None => Ok(OnDevice::Blank),
+            Some(what) => Ok(OnDevice::Other(what)),
+        },
+        Err(e) if e.kind() == ErrorKind::Locked => refuse(LvstoreReason::DeviceHeld, format!("{shown}: {e}")),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// A store that does not open.
+pub fn failed(error: coppice_engine::Error) -> Refusal {
+    let reason = match error.kind() {
+        ErrorKind::NotBlank => LvstoreReason::DeviceNotBlank,
+        ErrorKind::Locked => LvstoreReason::DeviceHeld,
+        ErrorKind::NotFound => LvstoreReason::DeviceMissing,
+        ErrorKind::Io | ErrorKind::Failed => LvstoreReason::DeviceFailed,
+        _ => LvstoreReason::OpenFailed,
+    };
+    Refusal(reason, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_beneath_their_directory() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let files = dir.path().join("files");
+        std::fs::create_dir(&files)?;
+        std::fs::write(dir.path().join("outside"), b"x")?;
+        std::fs::write(files.join("inside"), b"x")?;
+        std::os::unix::fs::symlink("../outside", files.join("link"))?;
+        let spec = |device: &str| -> anyhow::Result<LvstoreSpec> {
+            Ok(serde_json::from_value(serde_json::json!({ "node": "n", "name": "s", "device": device }))?)
+        };
+        assert_eq!(resolve(&spec("inside")?, &files), Ok((files.join("inside"), true)));
+        assert_eq!(resolve(&spec("absent")?, &files), Ok((files.join("absent"), false)));
+        for bad in ["link", "..", "../outside", "a/../../outside", ""] {
+            assert!(resolve(&spec(bad)?, &files).is_err(), "{bad}");
+        }
+        assert!(resolve(&spec("/dev/disk/by-id/none")?, &files).is_err());
+        Ok(())
+    }
+}
