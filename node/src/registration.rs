@@ -25,8 +25,11 @@ impl Registrar {
     }
 
     /// Where kubelet looks.
+    ///
+    /// Kubelet names the socket's path as the authority of its requests, with `%2F` for each slash. A host has no such
+    /// character, so HTTP libraries refuse the request (kubernetes/kubernetes#109081); what stands before an `@` may have it.
     pub fn socket(kubelet_dir: &Path, driver: &str) -> PathBuf {
-        kubelet_dir.join("plugins_registry").join(format!("{driver}-reg.sock"))
+        kubelet_dir.join("plugins_registry").join(format!("node@{driver}-reg.sock"))
     }
 }
 
@@ -53,5 +56,20 @@ impl Registration for Registrar {
         }
         self.registered.send_replace(status.plugin_registered);
         Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubelets_authority_is_understood() -> anyhow::Result<()> {
+        let path = Registrar::socket(Path::new("/var/lib/kubelet"), "csi.coppice.io");
+        let authority = path.display().to_string().replace('/', "%2F");
+        let uri = format!("http://{authority}/pluginregistration.Registration/GetInfo");
+        assert_eq!(uri.parse::<tonic::transport::Uri>()?.host(), Some("csi.coppice.io-reg.sock"));
+        assert!("http://%2Fa%2Fb.sock/c".parse::<tonic::transport::Uri>().is_err(), "no need for the @ any more");
+        Ok(())
     }
 }
