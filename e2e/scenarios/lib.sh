@@ -131,16 +131,16 @@ place() { if [[ $1 == Block ]]; then say /dev/volume; else say /data/file; fi; }
 
 # -- the end --------------------------------------------------------------------------------------------------------
 
-# What there is of Coppice's volumes, one line each; nothing once all claims and snapshots are gone.
+# What there is of Coppice's volumes, one line each; after a scenario the same as before it.
 remains() {
     local n pod
-    kubectl get lvols --no-headers 2>/dev/null | sed 's/^/lvol /'
+    kubectl get lvols --output name
     kubectl get pv --output 'jsonpath={range .items[?(@.spec.csi.driver=="csi.coppice.io")]}PersistentVolume {.metadata.name}{"\n"}{end}'
-    kubectl get volumesnapshotcontents --no-headers --output custom-columns=NAME:.metadata.name 2>/dev/null | sed 's/^/VolumeSnapshotContent /'
+    kubectl get volumesnapshotcontents --output name
     for n in "${NODES[@]}"; do
         "$HERE/node.sh" run "$n" cat /proc/self/mountinfo |
             awk -v n="$n" '$5 ~ "/plugins/kubernetes.io/csi/.*csi.coppice.io/|/kubernetes.io~csi/|/volumeDevices/" { print "mount on node" n ": " $5 }'
-        "$HERE/node.sh" run "$n" sh -c 'ls -d /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coppice.io/*/globalmount 2>/dev/null' |
+        "$HERE/node.sh" run "$n" sh -c 'ls -d /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coppice.io/*/globalmount 2>/dev/null || true' |
             sed "s/^/directory on node$n: /"
     done
     timeout 10 losetup --list --noheadings --output NAME,BACK-FILE | awk '$2 ~ "^/run/coppice/" { print "loop device", $0 }'
@@ -150,4 +150,5 @@ remains() {
             jq --raw-output --arg pod "$pod" '.[]? | "in the store of \($pod): \(.name // .uuid)"'
     done
 }
-clean() { [[ -z $(remains) ]]; }
+left_over() { comm -13 "$1" <(remains | sort); } # FILE: what was there before, sorted
+clean() { [[ -z $(left_over "$1") ]]; }
