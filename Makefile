@@ -1,6 +1,7 @@
 # The one list of commands; CI runs the same. Every target installs what it needs first (scripts/setup.sh).
 #
-# Settings: SECONDS (soak), FUZZ_SECONDS (fuzz, per target), BENCH_ARGS (bench), STEPS (test: only these steps).
+# Settings: SECONDS (soak), FUZZ_SECONDS (fuzz, per target), BENCH_ARGS (bench), STEPS (test: only these steps),
+#           SCENARIOS (e2e: only these).
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -11,6 +12,7 @@ SECONDS ?= 600
 FUZZ_SECONDS ?= 20
 BENCH_ARGS ?=
 STEPS ?=
+SCENARIOS ?=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ demo: ## the whole life of a volume on this machine, through CSI (root)
 	@"$${CARGO_TARGET_DIR:-target}/release/coppice" demo
 
 test: ## everything (root; under 40 minutes); STEPS="a b" runs only these, see scripts/test.sh --list
-	@$(SETUP) build run test fuzz
+	@$(SETUP) build run test fuzz cluster
 	@scripts/test.sh $(STEPS)
 
 check: ## the fast part of test, for working
@@ -45,8 +47,9 @@ fuzz: ## every parser of bytes from outside, FUZZ_SECONDS=20 seconds each
 	@$(SETUP) build fuzz
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
-e2e: ## scenarios on a Kubernetes cluster
-	@echo "make e2e: not built yet; it comes with the Kubernetes side"
+e2e: ## scenarios on a Kubernetes cluster, up and down again (root); SCENARIOS="a b" runs only these
+	@$(SETUP) build cluster
+	@scripts/e2e.sh $(SCENARIOS)
 
 cluster: ## a Kubernetes cluster on this machine, left running (root)
 	@e2e/up.sh
@@ -57,8 +60,12 @@ cluster-down: ## take that cluster away
 conformance: ## Kubernetes' own external storage suite
 	@echo "make conformance: not built yet; it comes with the Kubernetes side"
 
-image: ## the container image
-	@echo "make image: not built yet; it comes with the Kubernetes side"
+image: ## the container image, without a container engine: target/coppice-image.tar
+	@$(SETUP) build run
+	@cargo build --quiet --release -p coppice
+	@e2e/build/coppice-image.sh "$${CARGO_TARGET_DIR:-target}/coppice-image.tar" \
+		"$${CARGO_TARGET_DIR:-target}/release/coppice" "docker.io/library/coppice:$$(sed -n 's/^appVersion: //p' charts/coppice/Chart.yaml)"
 
-chart: ## the Helm chart and the manifests rendered from it
-	@echo "make chart: not built yet; it comes with the Kubernetes side"
+chart: ## the Helm chart: lint, schema, its kinds against coppice crds
+	@$(SETUP) build cluster
+	@scripts/chart.sh

@@ -14,6 +14,7 @@ FAILURE_LOGS=$TARGET_DIR/test-logs/cluster # of a start that failed
 # The only other name: node N's pods live in the cgroup ${CGROUP}N.
 CGROUP=coppice-node
 
+NAMESPACE=coppice # where Coppice is installed
 PKI=$CLUSTER/pki
 API_ADDRESS=10.98.0.1     # of the control plane on the wire between the nodes; node N is 10.98.0.1N
 SERVICE_SUBNET=10.96.0.0/16

@@ -57,6 +57,7 @@ if want cluster; then
     need nsenter util-linux
     need losetup mount
     need openssl openssl
+    need jq jq
     need busybox busybox-static
     need gcc gcc # the pause image's one program
     [[ -e /usr/include/signal.h ]] || packages+=(libc6-dev)

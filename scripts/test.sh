@@ -30,6 +30,8 @@ step fuzz full "every parser of bytes from outside, 5 s each" \
     "scripts/fuzz.sh 5"
 step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
+step chart full "the Helm chart: lint, schema, its kinds against coppice crds" \
+    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/chart.sh"
 step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
     "cargo test --release -p coppice --test bench -- --ignored"
 step power-cuts full "power cuts under the real binary, on a disk whose write cache forgets" \

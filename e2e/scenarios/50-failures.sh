@@ -1,0 +1,86 @@
+# shellcheck shell=bash
+# What ends without being asked to.
+
+agent_of() { # N: the pod
+    kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=node --field-selector "spec.nodeName=node$1" \
+        --output 'jsonpath={.items[*].metadata.name}'
+}
+another_agent() { # N POD: whether node N has one that is not POD and works
+    local pod
+    pod=$(agent_of "$1")
+    [[ -n $pod && $pod != "$2" ]] &&
+        kubectl --namespace "$NAMESPACE" wait "pod/$pod" --for condition=Ready --timeout 1s
+}
+
+scenario agent-killed "the agent's pod is deleted without grace under a running pod: the next pod has the data"
+scenario_agent_killed() {
+    local class mode name sum agent
+    agent=$(agent_of 2)
+    for class in thin-{ext4,xfs,btrfs,block}; do
+        mode=Filesystem name=$class
+        if [[ $class == *-block ]]; then mode=Block class=thin-ext4; fi
+        { pvc "$name" 512Mi class="$class" mode=$mode && pod "$name" mode=$mode node=node2; } | apply
+        running "$name"
+        sum=$(write "$name" "$(place $mode)" 16)
+        say "$name $mode $sum" >>"$TIMES.data"
+    done
+    kubectl --namespace "$NAMESPACE" delete pod "$agent" --grace-period 0 --force >/dev/null 2>&1
+    measure "agent ready after grace 0" wait_for 100 "another agent" another_agent 2 "$agent"
+    while read -r name mode sum; do
+        delete "pod/$name"
+        pod "$name-next" claim="$name" mode="$mode" | apply
+    done <"$TIMES.data"
+    while read -r name mode sum; do
+        running "$name-next"
+        holds "$name-next" "$(place "$mode")" 16 "$sum"
+    done <"$TIMES.data"
+    rm "$TIMES.data"
+}
+
+scenario agent-restarted "the agent's pod is deleted in the ordinary way"
+scenario_agent_restarted() {
+    local sum agent
+    { pvc a 512Mi && pod a node=node2; } | apply
+    running a
+    sum=$(write a /data/file 16)
+    agent=$(agent_of 2)
+    kubectl --namespace "$NAMESPACE" delete pod "$agent" --timeout 100s >/dev/null
+    measure "agent ready after deletion" wait_for 100 "another agent" another_agent 2 "$agent"
+    delete pod/a
+    pod next claim=a | apply
+    running next
+    holds next /data/file 16 "$sum"
+}
+
+scenario controller-killed "both controllers are deleted without grace while claims come in"
+scenario_controller_killed() {
+    local n
+    for n in 1 2 3 4; do pvc "a$n" 512Mi class=coppice-clone; done | apply
+    kubectl --namespace "$NAMESPACE" delete pod --selector app.kubernetes.io/component=controller --grace-period 0 --force >/dev/null 2>&1
+    for n in 5 6 7 8; do pvc "a$n" 512Mi class=coppice-clone; done | apply
+    patience 120 # the sidecars' leases have to run out
+    measure "8 PVCs Bound, controllers killed" bound a{1,2,3,4,5,6,7,8}
+    same "lvols" 8 "$(kubectl get lvols --no-headers | wc -l)"
+}
+
+scenario power-cut "a node loses power and boots: its pod runs again and has what was flushed"
+scenario_power_cut() {
+    local sum again
+    { pvc a 512Mi && pod a node=node3 && pvc b 512Mi mode=Block && pod b mode=Block node=node3; } | apply
+    running a b
+    sum=$(write a /data/file 16)
+    again=$(write b /dev/volume 16)
+    "$HERE/node.sh" off 3
+    "$HERE/node.sh" on 3
+    measure "pods run again after a power cut" wait_for 150 "the pods to run again" ran_twice a b
+    running a b
+    holds a /data/file 16 "$sum"
+    holds b /dev/volume 16 "$again"
+    wait_for 60 "the agent" another_agent 3 none
+}
+ran_twice() {
+    local pod
+    for pod in "$@"; do
+        (($(k get "pod/$pod" --output 'jsonpath={.status.containerStatuses[0].restartCount}') > 0)) || return 1
+    done
+}
