@@ -43,6 +43,8 @@ scenario_expand_offline() {
         running "$class"
         sum=$(write "$class" /data/file 16)
         delete "pod/$class"
+        # The pod's object goes before its volume is unmounted.
+        wait_for 60 "$class to be unmounted" unstaged "$class"
         grow "$class" 1Gi
         k wait "pvc/$class" --for condition=FileSystemResizePending --timeout "${SECONDS_MAX}s" >/dev/null ||
             die "$class: the volume does not grow"

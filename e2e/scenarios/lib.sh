@@ -116,6 +116,12 @@ lvol_of() { # CLAIM: the name of its object
 node_of() { # CLAIM: where Kubernetes lets its pods run
     kubectl get "pv/$(volume_of "$1")" --output 'jsonpath={.spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].values[0]}'
 }
+unstaged() { # CLAIM: whether its node has let go of it; kubelet names the folder by a hash of the handle
+    local node handle
+    node=$(node_of "$1")
+    handle=$(kubectl get "pv/$(volume_of "$1")" --output 'jsonpath={.spec.csi.volumeHandle}' | sha256sum)
+    "$HERE/node.sh" run "${node#node}" test ! -e "/var/lib/kubelet/plugins/kubernetes.io/csi/csi.coppice.io/${handle%% *}"
+}
 pod_node() { k get "pod/$1" --output 'jsonpath={.spec.nodeName}'; }
 same() { [[ $2 == "$3" ]] || die "$1: $3 instead of $2"; } # WHAT WANTED FOUND
 
