@@ -63,8 +63,14 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     let mut csi = std::pin::pin!(csi);
     let mut work = tokio::spawn(background.run(stopped));
     let ended = tokio::select! {
-        _ = interrupt.recv() => Ok(info!("interrupted")),
-        _ = terminate.recv() => Ok(info!("terminated")),
+        _ = interrupt.recv() => {
+            info!("interrupted");
+            Ok(())
+        }
+        _ = terminate.recv() => {
+            info!("terminated");
+            Ok(())
+        }
         ended = &mut csi => ended.context("the CSI socket is not served any more"),
         ended = &mut work => ended.context("the background work ended"),
         Some(ended) = serving.join_next() => ended.context("http ended").and_then(|ended| ended),

@@ -57,7 +57,12 @@ pub struct Serving {
 
 impl Serving {
     pub fn new() -> Serving {
-        Serving { calls: Calls::default(), stop: watch::Sender::new(false), servers: JoinSet::new(), sockets: Vec::new() }
+        Serving {
+            calls: Calls::default(),
+            stop: watch::Sender::new(false),
+            servers: JoinSet::new(),
+            sockets: Vec::new(),
+        }
     }
 
     pub fn serve(&mut self, router: Router, path: &Path) -> Result<()> {

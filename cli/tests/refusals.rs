@@ -131,7 +131,7 @@ async fn a_file_system_that_does_not_fit_waits_for_room() -> Result<()> {
     };
     let thick = c.controller.create_volume(thick).await?.into_inner().volume.expect("made").volume_id;
     let staging = driver.path("staging");
-    let full = c.stage(&volume, &staging, mount("ext4")).await.err().expect("refused");
+    let full = c.stage(&volume, &staging, mount("ext4")).await.expect_err("refused");
     assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
     assert!(full.message().contains("the lvstore store is full"), "{full:?}");
     c.delete(&thick).await?;

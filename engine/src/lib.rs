@@ -28,7 +28,7 @@ pub use api::*;
 pub use error::{Error, ErrorKind, Result};
 pub use export::remove_dead_exports;
 pub use handle::{Engine, Export, Store};
-pub use stores::Stores;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use sim::image::fuzz_image;
+pub use stores::Stores;

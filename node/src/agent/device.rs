@@ -28,7 +28,8 @@ pub fn resolve(spec: &LvstoreSpec, file_dir: &Path) -> Result<(PathBuf, bool)> {
             }
             let path = file_dir.join(name);
             let shown = path.display();
-            let dir = rustix::fs::openat(CWD, file_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let dir =
+                rustix::fs::openat(CWD, file_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             let dir = dir.map_err(|e| Refusal(LvstoreReason::DeviceMissing, format!("{}: {e}", file_dir.display())))?;
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(&dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
@@ -57,8 +58,7 @@ pub fn resolve(spec: &LvstoreSpec, file_dir: &Path) -> Result<(PathBuf, bool)> {
 fn check_drive(path: &Path) -> Result<()> {
     let shown = path.display();
     let host = |e: crate::Error| Refusal(LvstoreReason::OpenFailed, e.to_string());
-    let number = crate::host::device::number(path)
-        .map_err(|e| Refusal(LvstoreReason::DeviceMissing, e.to_string()))?;
+    let number = crate::host::device::number(path).map_err(|e| Refusal(LvstoreReason::DeviceMissing, e.to_string()))?;
     let name = crate::host::device::name(path).map_err(host)?;
     let sys = Path::new("/sys/class/block").join(name);
     let entries = |dir: &Path| -> Vec<PathBuf> {

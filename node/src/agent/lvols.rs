@@ -76,22 +76,26 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
 /// When all objects are looked at: now and then, and when stores or devices came or went.
 fn wakes(agent: Arc<Agent>) -> impl futures_util::Stream<Item = ()> + Send {
     let every = tokio::time::interval(Duration::from_secs(EXPORTS_SECONDS));
-    futures_util::stream::unfold((agent, every, None, Instant::now()), |(agent, mut every, mut seen, mut last)| async move {
-        loop {
-            let woken = tokio::select! {
-                () = agent.changed.notified() => true,
-                _ = every.tick() => false,
-            };
-            let stores = agent.config.stores.all();
-            let exports: Vec<_> = stores.iter().flat_map(|store| store.exports()).map(|export| export.lvol()).collect();
-            let exports = Some(exports);
-            if woken || exports != seen || last.elapsed() >= Duration::from_secs(LOOK_SECONDS) {
-                seen = exports;
-                last = Instant::now();
-                return Some(((), (agent, every, seen, last)));
+    futures_util::stream::unfold(
+        (agent, every, None, Instant::now()),
+        |(agent, mut every, mut seen, mut last)| async move {
+            loop {
+                let woken = tokio::select! {
+                    () = agent.changed.notified() => true,
+                    _ = every.tick() => false,
+                };
+                let stores = agent.config.stores.all();
+                let exports: Vec<_> =
+                    stores.iter().flat_map(|store| store.exports()).map(|export| export.lvol()).collect();
+                let exports = Some(exports);
+                if woken || exports != seen || last.elapsed() >= Duration::from_secs(LOOK_SECONDS) {
+                    seen = exports;
+                    last = Instant::now();
+                    return Some(((), (agent, every, seen, last)));
+                }
             }
-        }
-    })
+        },
+    )
 }
 
 fn later(object: Arc<Lvol>, failure: &Failure, _: Arc<Agent>) -> Action {

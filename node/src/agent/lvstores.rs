@@ -80,7 +80,8 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
 
 impl Keeper {
     async fn round(&mut self, mut objects: Vec<Arc<Lvstore>>) {
-        objects.sort_by_key(|object| (object.metadata.creation_timestamp.clone().map(|time| time.0), object.name_any()));
+        objects
+            .sort_by_key(|object| (object.metadata.creation_timestamp.clone().map(|time| time.0), object.name_any()));
         self.close_unwanted(&objects).await;
         for (at, object) in objects.iter().enumerate() {
             let earlier = objects.get(..at).unwrap_or_default();
@@ -128,9 +129,8 @@ impl Keeper {
             Ok(engine) => engine.clone(),
             Err(why) => return self.refused(object, Refusal(LvstoreReason::HostUnfit, why.clone())).await,
         };
-        let twin = |other: &&Arc<Lvstore>| {
-            other.spec.name == object.spec.name || other.spec.device == object.spec.device
-        };
+        let twin =
+            |other: &&Arc<Lvstore>| other.spec.name == object.spec.name || other.spec.device == object.spec.device;
         if let Some(twin) = earlier.iter().find(twin) {
             let message = format!("the Lvstore {} of this node has the same name or device", twin.name_any());
             return self.refused(object, Refusal(LvstoreReason::Duplicate, message)).await;
@@ -304,12 +304,7 @@ fn set(
     set_condition(&mut status.conditions, new)
 }
 
-async fn format(
-    engine: &Engine,
-    object: &Lvstore,
-    path: &Path,
-    file_size: Option<u64>,
-) -> Result<StoreInfo, Refusal> {
+async fn format(engine: &Engine, object: &Lvstore, path: &Path, file_size: Option<u64>) -> Result<StoreInfo, Refusal> {
     let cluster_size = object.spec.cluster_size.map(ByteSize::bytes).and_then(|size| u32::try_from(size).ok());
     // A file of no size is one that was made and not grown before we were killed.
     let empty = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);

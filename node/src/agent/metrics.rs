@@ -34,7 +34,8 @@ pub fn metrics(stores: &Stores, node: &str) -> String {
     let lvols = || {
         let seen = stores.iter().flat_map(|(_, lvols)| lvols).filter(|lvol| lvol.state != LvolState::Hidden);
         seen.map(|lvol| {
-            let labels = format!("lvstore=\"{}\",lvol=\"{}\",uuid=\"{}\"", label(&lvol.lvstore), label(&lvol.name), lvol.uuid);
+            let labels =
+                format!("lvstore=\"{}\",lvol=\"{}\",uuid=\"{}\"", label(&lvol.lvstore), label(&lvol.name), lvol.uuid);
             (labels, lvol)
         })
     };

@@ -62,7 +62,8 @@ pub fn plan(spec: &LvstoreSpec, known: Option<Uuid>, there: &OnDevice) -> Plan {
         // What we formatted before we were killed: nothing is in it yet.
         (None, OnDevice::Store { uuid, name, lvols: 0 }) if *name == spec.name => Plan::Take(*uuid),
         (None, OnDevice::Store { uuid, name, lvols }) => {
-            let message = format!("{device} holds the lvstore {name} ({uuid}) with {lvols} lvols; spec.adopt takes it over");
+            let message =
+                format!("{device} holds the lvstore {name} ({uuid}) with {lvols} lvols; spec.adopt takes it over");
             Plan::Foreign(LvstoreReason::MadeElsewhere, message)
         }
     }

@@ -3,9 +3,7 @@
 
 use super::decide::Said;
 use coppice_engine::LvolInfo;
-use coppice_kube_api::{
-    ByteSize, Lvol, LvolCondition, LvolExport, LvolReason, LvolStatus, condition, set_condition,
-};
+use coppice_kube_api::{ByteSize, Lvol, LvolCondition, LvolExport, LvolReason, LvolStatus, condition, set_condition};
 use coppice_proto::attributes::{self, reported_size};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
@@ -50,7 +48,13 @@ pub fn lvol_status(
 }
 
 /// The status of a Lvol that could not grow. What it has can be used all the same.
-pub fn lvol_not_grown(object: &Lvol, lvol: &LvolInfo, reason: LvolReason, message: &str, now: jiff::Timestamp) -> LvolStatus {
+pub fn lvol_not_grown(
+    object: &Lvol,
+    lvol: &LvolInfo,
+    reason: LvolReason,
+    message: &str,
+    now: jiff::Timestamp,
+) -> LvolStatus {
     let mut status = lvol_status(object, Some(lvol), &Said::Available, Some(Duration::ZERO), now);
     let old = object.status.iter().flat_map(|status| &status.conditions);
     status.conditions.extend(old.filter(|c| c.type_ == LvolCondition::ResizeFailed.as_str()).cloned());
