@@ -402,8 +402,8 @@ fn what_is_refused() -> Result<()> {
     place.refused("lvol ls --image nowhere.img", "nowhere.img")?;
     place.refused("lvol ls --image .", "not a file or block device")?;
     place.refused("lvol ls --run-dir nowhere", "coppice standalone")?;
-    place.refused("node", "Kubernetes")?;
-    place.refused("controller", "Kubernetes")?;
+    place.refused("node --node-name n --endpoint nowhere", "must be absolute")?;
+    place.refused("controller --pod-name p --pod-namespace s --endpoint nowhere", "must be absolute")?;
     place.img("lvstore check")?;
     Ok(())
 }
