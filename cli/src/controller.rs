@@ -4,6 +4,7 @@
 //! nobody asks for (`background`) is done by one at a time.
 
 use crate::http;
+use crate::serving::Signals;
 use anyhow::{Context, Result};
 use clap::Args;
 use coppice_controller::csi::{ControllerService, IdentityService};
@@ -17,7 +18,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -46,8 +46,7 @@ pub struct ControllerArgs {
 }
 
 pub async fn run(args: ControllerArgs) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::new()?;
     let endpoint = unix::parse_endpoint(&args.endpoint).map_err(anyhow::Error::msg)?;
     let client = kube::Client::try_default().await.context("find the API server: kubeconfig, or the pod's account")?;
     let backend = Arc::new(KubeBackend::start(client.clone()));
@@ -63,14 +62,7 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     let mut csi = std::pin::pin!(csi);
     let mut work = tokio::spawn(background.run(stopped));
     let ended = tokio::select! {
-        _ = interrupt.recv() => {
-            info!("interrupted");
-            Ok(())
-        }
-        _ = terminate.recv() => {
-            info!("terminated");
-            Ok(())
-        }
+        () = signals.any() => Ok(()),
         ended = &mut csi => ended.context("the CSI socket is not served any more"),
         ended = &mut work => ended.context("the background work ended"),
         Some(ended) = serving.join_next() => ended.context("http ended").and_then(|ended| ended),
