@@ -178,6 +178,21 @@ impl LoopDevice {
         }
     }
 
+    /// Of a device whose file has no path any more: whether [`LoopDevice::attach`] found the file below `dir`. Of a file on a
+    /// dead FUSE file system the driver often says nothing; then it is if it is `recorded`. The kernel keeps the first
+    /// 63 bytes of the name.
+    pub fn is_left_of(&self, dir: &Path, recorded: bool) -> bool {
+        let Ok(opened) = self.open(OFlags::RDONLY) else { return false };
+        match loop_ctl::status(&opened) {
+            Ok(status) => {
+                let (name, dir) = (status.name(), dir.as_os_str().as_bytes());
+                name.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+                    || recorded && name.len() == loop_ctl::NAME_MAX && dir.starts_with(name)
+            }
+            Err(e) => recorded && matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)),
+        }
+    }
+
     /// Is the device still bound to this file?
     pub fn is_bound(&self) -> bool {
         backing_file(self.number).is_some_and(|file| file == self.backing)

@@ -6,8 +6,7 @@ use super::Node;
 use crate::Result;
 use crate::host::mount::{self, IfBusy};
 use crate::host::{device, freeze, mountinfo};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tracing::{info, warn};
 
 /// XFS tries to write its metadata for ever, and whoever freezes or unmounts it waits; on a dead device it may give up.
@@ -24,10 +23,14 @@ impl Node {
     /// Call it once, before anything is exported. Answers with what was removed.
     pub async fn recover(&self) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        let dead = self.dead_devices()?;
+        let boot = device::boot_id()?;
+        let recorded: Vec<_> =
+            self.records.all()?.into_iter().filter(|r| r.boot_id == boot).map(|r| r.device).collect();
+        let dead = coppice_engine::dead_devices(self.exports_dir(), &recorded)?;
         let mut mounts = mountinfo::read()?;
         mounts.reverse();
         for path in &dead {
+            warn!(device = %path.display(), "a predecessor's device is dead");
             let number = device::number(path).ok();
             grow_tired(path);
             for there in mounts.iter().filter(|mount| mount.is_of(path, number)) {
@@ -38,7 +41,7 @@ impl Node {
                 removed.push(format!("dead mount {} of {}", there.target.display(), path.display()));
             }
         }
-        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir())?);
+        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir(), &recorded)?);
         for record in self.records.all()? {
             self.records.remove(record.uuid)?;
         }
@@ -46,24 +49,6 @@ impl Node {
             info!("removed what a predecessor left: {what}");
         }
         Ok(removed)
-    }
-
-    /// Loop devices whose file is, or was, one of our exports.
-    fn dead_devices(&self) -> Result<BTreeSet<PathBuf>> {
-        let loops = device::loops()?;
-        let boot = device::boot_id()?;
-        let recorded: Vec<PathBuf> =
-            self.records.all()?.into_iter().filter(|r| r.boot_id == boot).map(|r| r.device).collect();
-        let mut dead = BTreeSet::new();
-        for (path, file) in loops {
-            // The file of a loop device whose FUSE mount was detached has a path that leads nowhere.
-            let lost = recorded.contains(&path) && !file.exists();
-            if file.starts_with(self.exports_dir()) || lost {
-                warn!(device = %path.display(), "a predecessor's device is dead");
-                dead.insert(path);
-            }
-        }
-        Ok(dead)
     }
 
     /// For the end of the process: volumes that nobody uses are given back, the others are written out and named.
