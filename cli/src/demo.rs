@@ -165,7 +165,7 @@ async fn sweep(base: &Path) -> Result<()> {
         mount::unmount(&there.target, IfBusy::Detach).await?;
     }
     if exports.exists() {
-        coppice_engine::remove_dead_exports(&exports, &[])?;
+        coppice_engine::remove_dead_exports(&exports, &[], &[])?;
     }
     Ok(())
 }

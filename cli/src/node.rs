@@ -99,6 +99,7 @@ pub async fn run(args: NodeArgs) -> Result<()> {
             serving.serve(csi, &endpoint)?;
             serving.serve(Grpc::builder().add_service(admin), &run_dir.path().join("admin.sock"))?;
             serving.serve(Grpc::builder().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
+            tokio::spawn(node.clone().heal());
             info!(endpoint = %endpoint.display(), "serving");
             tokio::select! {
                 () = serving.until_stopped(signals) => {}

@@ -122,6 +122,7 @@ impl Server {
         for store in stores.all().iter() {
             info!(lvstore = store.name(), path = %store.path().display(), "open");
         }
+        tokio::spawn(node.clone().heal());
         info!(endpoint = %config.endpoint.display(), admin = %admin_path.display(), "serving");
         Ok(Server { engine, stores, node, serving, _run_dir: run_dir })
     }

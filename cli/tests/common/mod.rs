@@ -164,7 +164,7 @@ impl Driver {
         for target in mounts.into_iter().rev().filter(|target| !target.starts_with(&exports)) {
             let _ = rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH);
         }
-        let _ = coppice_engine::remove_dead_exports(&exports, &[]);
+        let _ = coppice_engine::remove_dead_exports(&exports, &[], &[]);
     }
 }
 

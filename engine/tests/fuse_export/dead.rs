@@ -3,7 +3,7 @@
 use crate::rig::*;
 use anyhow::{Result, bail, ensure};
 use coppice_engine::device::{Device, OpenMode};
-use coppice_engine::export::{FuseExport, RawVolume, VolumeFactory, dead_devices, remove_dead_exports};
+use coppice_engine::export::{FuseExport, RawVolume, VolumeFactory, dead_devices, detach_dead, remove_dead_exports};
 use coppice_engine::shard::ShardThreads;
 use std::fs;
 use std::path::PathBuf;
@@ -78,7 +78,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         let _ = self.kill();
         let _ = Command::new("umount").arg("-l").arg(self.dir.path().join("mnt")).stderr(Stdio::null()).status();
-        let _ = remove_dead_exports(&self.dir.path().join("exports"), &[]);
+        let _ = remove_dead_exports(&self.dir.path().join("exports"), &[], &[]);
     }
 }
 
@@ -86,23 +86,23 @@ impl Drop for Child {
 fn dead_exports_are_removed_and_live_ones_stay() -> Result<()> {
     let (mut child, device) = Child::start()?;
     let exports = child.dir.path().join("exports");
-    ensure!(remove_dead_exports(&exports, &[])?.is_empty(), "what is alive stays");
+    ensure!(remove_dead_exports(&exports, &[], &[])?.is_empty(), "what is alive stays");
     ensure!(fs::metadata(loop_attribute(&device, "backing_file")?).is_ok());
-    ensure!(remove_dead_exports(&child.dir.path().join("nowhere"), &[])?.is_empty());
+    ensure!(remove_dead_exports(&child.dir.path().join("nowhere"), &[], &[])?.is_empty());
     fs::create_dir(exports.join("00000000-0000-4000-8000-000000000000"))?;
     fs::create_dir(exports.join("somebody-elses"))?;
     child.kill()?;
-    let done = remove_dead_exports(&exports, &[])?;
+    let done = remove_dead_exports(&exports, &[], &[])?;
     ensure!(done.len() == 3, "{done:?}");
     ensure!(done[0].starts_with("detached /dev/loop") && done[1].starts_with("unmounted "), "{done:?}");
     fs::remove_dir(exports.join("somebody-elses"))?;
     nothing_left(&exports, &device)?;
-    ensure!(remove_dead_exports(&exports, &[])?.is_empty(), "nothing left to do");
+    ensure!(remove_dead_exports(&exports, &[], &[])?.is_empty(), "nothing left to do");
     Ok(())
 }
 
 #[test]
-fn what_a_dead_container_left_is_removed_and_a_living_one_keeps_its_devices() -> Result<()> {
+fn a_dead_container_is_known_from_a_living_one_and_a_device_can_be_kept() -> Result<()> {
     let (mut child, device) = Child::start_apart()?;
     let exports = child.dir.path().join("exports");
     let recorded = [device.clone()];
@@ -112,7 +112,21 @@ fn what_a_dead_container_left_is_removed_and_a_living_one_keeps_its_devices() ->
     child.kill()?;
     ensure!(fs::read_to_string(&backing)? == "/volume\n", "this is how a file without a mount shows");
     ensure!(dead_devices(&exports, &recorded)? == recorded);
-    let done = remove_dead_exports(&exports, &recorded)?;
+    remove_dead_exports(&exports, &recorded, &recorded)?;
+    ensure!(dead_devices(&exports, &recorded)? == recorded, "it is kept");
+    detach_dead(&exports, &PathBuf::from("/dev/loop-none"))?;
+    ensure!(dead_devices(&exports, &recorded)? == recorded, "another device");
+    detach_dead(&exports, &device)?;
+    ensure!(dead_devices(&exports, &recorded)?.is_empty());
+    nothing_left(&exports, &device)
+}
+
+#[test]
+fn what_a_dead_container_left_is_removed_at_once() -> Result<()> {
+    let (mut child, device) = Child::start_apart()?;
+    let exports = child.dir.path().join("exports");
+    child.kill()?;
+    let done = remove_dead_exports(&exports, std::slice::from_ref(&device), &[])?;
     ensure!(done.iter().any(|done| done.starts_with("detached /dev/loop")), "{done:?}");
     nothing_left(&exports, &device)
 }
@@ -126,7 +140,7 @@ fn a_dead_export_that_is_mounted_goes_with_the_mount() -> Result<()> {
     run("mount", &[text(&device), text(&at)])?;
     fs::write(at.join("file"), "content")?;
     child.kill()?;
-    let done = remove_dead_exports(&exports, &[])?;
+    let done = remove_dead_exports(&exports, &[], &[])?;
     ensure!(done.iter().any(|d| d.contains("with its last user")), "{done:?}");
     let backing = loop_attribute(&device, "backing_file")?;
     ensure!(fs::metadata(&backing).is_ok(), "still bound");

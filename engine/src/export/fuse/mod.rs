@@ -269,16 +269,30 @@ pub fn dead_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(left.iter().flat_map(|left| left.devices(recorded)).map(|device| device.path()).collect())
 }
 
+/// Detaches a device that was kept, if it is still one that a dead process left. Otherwise as [`dead_devices`].
+pub fn detach_dead(dir: &Path, device: &Path) -> Result<()> {
+    let known = [device.to_path_buf()];
+    let left = Left::below(dir)?;
+    for dead in left.iter().flat_map(|left| left.devices(&known)).filter(|dead| dead.path() == device) {
+        dead.detach_lazily()?;
+    }
+    Ok(())
+}
+
 /// Takes away what dead processes left below `dir`: their loop devices (one that is mounted or open goes with its last
 /// user), their FUSE mounts, their directories. Exports that somebody serves stay, of this process or another. Answers
-/// with what was done, in sentences. Otherwise as [`dead_devices`].
-pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<String>> {
+/// with what was done, in sentences. Devices to `keep` stay bound, so that nobody else gets their number. Otherwise as
+/// [`dead_devices`].
+pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf], keep: &[PathBuf]) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let Some(left) = Left::below(dir)? else { return Ok(done) };
     let mut failure: Option<Error> = None;
     // First the devices: once the mount is gone, a device no longer shows where its file was.
     for device in left.devices(recorded) {
         let (path, file) = (device.path(), device.backing.clone());
+        if keep.contains(&path) {
+            continue;
+        }
         match device.detach_lazily() {
             Ok(Detached::Now) => done.push(format!("detached {} from {}", path.display(), file.display())),
             Ok(Detached::WithLastUser) => {
