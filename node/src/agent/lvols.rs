@@ -41,6 +41,8 @@ pub enum Failure {
     Api(#[from] kube::Error),
     #[error(transparent)]
     Engine(#[from] coppice_engine::Error),
+    #[error("the UID of the namespace kube-system is no UUID: {0:?}")]
+    Identity(String),
     #[error("the status cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
 }

@@ -3,7 +3,7 @@
 //! One after the other: a node has few. The API server is asked afresh before a device is formatted or a store taken over.
 
 use super::device::{self, Refusal};
-use super::plan::{Plan, plan};
+use super::plan::{OnDevice, Plan, plan};
 use super::{Agent, MANAGER, lock, status};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Backend;
@@ -157,23 +157,34 @@ impl Keeper {
             return Ok(Ok(None));
         };
         let spec = &object.spec;
-        let (path, exists) = match device::resolve(spec, &self.agent.config.file_dir) {
+        let cluster = self.agent.cluster().await?;
+        let (path, exists) = match device::resolve(spec.place(), &self.agent.config.file_dir).await {
             Ok(found) => found,
             Err(refusal) => return Ok(Err(refusal)),
         };
         let there = match exists {
             true => device::look(engine, &path).await,
-            false => Ok(super::plan::OnDevice::NoFile),
+            false => Ok(OnDevice::NoFile),
         };
-        let there = match there {
+        let mut there = match there {
             Ok(there) => there,
             Err(refusal) => return Ok(Err(refusal)),
         };
         let known = object.status.as_ref().and_then(|status| status.uuid);
-        match plan(spec, known, &there) {
-            Plan::Open => {}
+        let mut planned = plan(spec, known, cluster, &there);
+        if planned == Plan::Count
+            && let OnDevice::Store { lvols, .. } = &mut there
+        {
+            match device::count(engine, &path).await {
+                Ok(count) => *lvols = Some(count),
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+            planned = plan(spec, known, cluster, &there);
+        }
+        match planned {
+            Plan::Open | Plan::Count => {}
             Plan::Take(uuid) => self.know(&object, uuid).await?,
-            Plan::Format(file_size) => match format(engine, &object, &path, file_size).await {
+            Plan::Format(file_size) => match format(engine, &object, &path, file_size, cluster).await {
                 Ok(made) => {
                     info!(lvstore = made.name, path = %path.display(), "formatted");
                     self.know(&object, made.uuid).await?;
@@ -198,6 +209,12 @@ impl Keeper {
             Ok(store) => store,
             Err(e) => return Ok(Err(device::failed(e))),
         };
+        if let Err(e) = belong(&store, cluster).await {
+            if let Err(e) = store.close().await {
+                warn!(lvstore = store.name(), "not closed: {e}");
+            }
+            return Ok(Err(device::failed(e)));
+        }
         self.finish_clones(&store).await;
         Ok(Ok(Some(Opened { uid: object.uid().unwrap_or_default(), store, space_written: None })))
     }
@@ -304,7 +321,29 @@ fn set(
     set_condition(&mut status.conditions, new)
 }
 
-async fn format(engine: &Engine, object: &Lvstore, path: &Path, file_size: Option<u64>) -> Result<StoreInfo, Refusal> {
+/// Makes the store this cluster's. One that cannot be written stays whose it is.
+async fn belong(store: &Store, cluster: Uuid) -> coppice_engine::Result<()> {
+    let was = store.info().await?.owner;
+    if was == Some(cluster) {
+        return Ok(());
+    }
+    match store.set_owner(Some(cluster)).await {
+        Ok(_) => info!(lvstore = store.name(), ?was, "this cluster's now"),
+        Err(e) if matches!(e.kind(), ErrorKind::ReadOnly | ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
+            warn!(lvstore = store.name(), "it does not carry this cluster's identity: {e}");
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
+async fn format(
+    engine: &Engine,
+    object: &Lvstore,
+    path: &Path,
+    file_size: Option<u64>,
+    cluster: Uuid,
+) -> Result<StoreInfo, Refusal> {
     let cluster_size = object.spec.cluster_size.map(ByteSize::bytes).and_then(|size| u32::try_from(size).ok());
     // A file of no size is one that was made and not grown before we were killed.
     let empty = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
@@ -316,6 +355,7 @@ async fn format(engine: &Engine, object: &Lvstore, path: &Path, file_size: Optio
         max_size: None,
         block_size: None,
         force: false,
+        owner: Some(cluster),
     };
     engine.create_store(path, how).await.map_err(device::failed)
 }

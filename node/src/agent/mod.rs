@@ -23,19 +23,21 @@ pub use metrics::metrics;
 
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tracing::warn;
 use uuid::Uuid;
 
 /// Who writes, for the API server's record of fields.
 const MANAGER: &str = "coppice-node";
+/// The namespace whose UID is the cluster's identity.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// What an agent needs.
 pub struct Config {
@@ -59,6 +61,7 @@ pub struct Agent {
     allocated: Mutex<HashMap<Uuid, Instant>>,
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
+    cluster: OnceCell<Uuid>,
     /// True once every store was tried.
     tried: watch::Sender<bool>,
 }
@@ -79,8 +82,19 @@ impl Agent {
             lost: Mutex::default(),
             allocated: Mutex::default(),
             changed: Arc::default(),
+            cluster: OnceCell::new(),
             tried: watch::Sender::new(false),
         })
+    }
+
+    /// This cluster's identity: the UID of the namespace kube-system, which lives as long as the cluster.
+    async fn cluster(&self) -> Result<Uuid, lvols::Failure> {
+        let ask = async || {
+            let namespaces: Api<Namespace> = Api::all(self.config.client.clone());
+            let uid = namespaces.get(SYSTEM_NAMESPACE).await?.metadata.uid.unwrap_or_default();
+            Uuid::parse_str(&uid).map_err(|_| lvols::Failure::Identity(uid))
+        };
+        self.cluster.get_or_try_init(ask).await.copied()
     }
 
     /// Waits until every lvstore of this node was tried, open or not.
