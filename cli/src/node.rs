@@ -12,9 +12,10 @@ use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coppice_controller::csi::IdentityService;
-use coppice_engine::{Engine, EngineConfig, Stores};
+use coppice_engine::Stores;
+use coppice_node::Absent;
 use coppice_node::admin::AdminService;
-use coppice_node::agent::{self, Agent};
+use coppice_node::agent::{self, Agent, Timing};
 use coppice_node::csi::NodeService;
 use coppice_node::registration::Registrar;
 use coppice_node::staging::Node;
@@ -67,9 +68,10 @@ pub async fn run(args: NodeArgs) -> Result<()> {
     let endpoint = unix::parse_endpoint(&args.endpoint).map_err(anyhow::Error::msg)?;
     let run_dir = RunDir::take(&args.run_dir)?;
     let stores = Stores::default();
-    let node = Arc::new(Node::new(stores.clone(), run_dir.path())?);
+    let absent = Absent::default();
+    let node = Arc::new(Node::new(stores.clone(), absent.clone(), run_dir.path())?);
     node.recover().await.context("clean up after a killed predecessor")?;
-    let engine = Engine::start(EngineConfig { shards: args.shards, ..EngineConfig::default() });
+    let engine = serving::start_engine(args.shards);
     if let Err(e) = &engine {
         warn!("the engine does not start: {e}");
     }
@@ -78,8 +80,10 @@ pub async fn run(args: NodeArgs) -> Result<()> {
         node: args.node_name.clone(),
         engine: engine.clone().map_err(|e| unfit(&e)),
         stores: stores.clone(),
+        absent,
         quiesce: Arc::new(NodeQuiesce(node.clone())),
         file_dir: args.file_dir,
+        timing: Timing::default(),
     });
 
     let (registrar, registered) = Registrar::new(DRIVER_NAME, &endpoint);

@@ -1,5 +1,6 @@
 //! What a Lvstore lies on: finding it, refusing what is in use, and looking at what is there.
 
+use super::failure::Refusal;
 use super::plan::OnDevice;
 use crate::host::mountinfo;
 use coppice_engine::device::on_thread;
@@ -7,10 +8,6 @@ use coppice_engine::{Contents, Engine, ErrorKind, LvolState, OpenStore};
 use coppice_kube_api::{LvstoreReason, Place};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use std::path::{Path, PathBuf};
-
-/// Why the device is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(pub LvstoreReason, pub String);
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -80,6 +77,11 @@ fn check_drive(path: &Path) -> Result<()> {
         return refuse(LvstoreReason::DeviceHeld, format!("{shown} is held by {holder}"));
     }
     Ok(())
+}
+
+/// Major and minor number of a block device.
+pub fn number(path: &Path) -> Option<(u32, u32)> {
+    crate::host::device::number(path).ok()
 }
 
 /// Looks at a device that exists, and changes nothing.

@@ -9,18 +9,24 @@
 //! has the UUID that its object names, so nothing is made twice. Watches of its own node's objects only; it writes their
 //! status and finalizer, each change against the version that it was decided on.
 
+mod condition;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
 mod device;
+mod failure;
+mod keeper;
 mod lvols;
 mod lvstores;
 mod metrics;
+mod opening;
 mod plan;
+mod report;
 mod status;
 
 pub use metrics::metrics;
 
+use crate::Absent;
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
@@ -29,7 +35,7 @@ use kube::{Api, Client};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OnceCell, watch};
 use tracing::warn;
 use uuid::Uuid;
@@ -46,9 +52,30 @@ pub struct Config {
     /// Or why this machine cannot run one, with advice.
     pub engine: Result<Engine, String>,
     pub stores: Stores,
+    /// What is not in `stores`, for who looks for a volume.
+    pub absent: Absent,
     pub quiesce: Arc<dyn Quiesce>,
     /// Where lvstores lie that are files.
     pub file_dir: PathBuf,
+    pub timing: Timing,
+}
+
+/// How long the agent waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between two looks at a store.
+    pub look: Duration,
+    /// For a device, until its store is reported as stalled.
+    pub stalled: Duration,
+    /// For all stores, until the volumes of those that are open can be used.
+    pub tried: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        let seconds = Duration::from_secs;
+        Timing { look: seconds(10), stalled: seconds(10), tried: seconds(20) }
+    }
 }
 
 pub struct Agent {
@@ -62,8 +89,10 @@ pub struct Agent {
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
     cluster: OnceCell<Uuid>,
-    /// True once every store was tried.
+    /// True once volumes can be used: every store was tried, or waiting for one makes no sense.
     tried: watch::Sender<bool>,
+    /// True once that is so, and the API server has said which stores there are.
+    listed: watch::Sender<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,22 +113,27 @@ impl Agent {
             changed: Arc::default(),
             cluster: OnceCell::new(),
             tried: watch::Sender::new(false),
+            listed: watch::Sender::new(false),
         })
     }
 
     /// This cluster's identity: the UID of the namespace kube-system, which lives as long as the cluster.
-    async fn cluster(&self) -> Result<Uuid, lvols::Failure> {
+    async fn cluster(&self) -> Result<Uuid, failure::Failure> {
         let ask = async || {
             let namespaces: Api<Namespace> = Api::all(self.config.client.clone());
-            let uid = namespaces.get(SYSTEM_NAMESPACE).await?.metadata.uid.unwrap_or_default();
-            Uuid::parse_str(&uid).map_err(|_| lvols::Failure::Identity(uid))
+            let uid = failure::ask(namespaces.get(SYSTEM_NAMESPACE)).await?.metadata.uid.unwrap_or_default();
+            Uuid::parse_str(&uid).map_err(|_| failure::Failure::Identity(uid))
         };
         self.cluster.get_or_try_init(ask).await.copied()
     }
 
-    /// Waits until every lvstore of this node was tried, open or not.
+    /// Waits until every lvstore of this node was tried, open or not; not for ever for one that hangs.
     pub async fn tried(&self) {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
+    }
+
+    async fn listed(&self) {
+        let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
     }
 
     /// Works until `stop` is true and what was begun is done.

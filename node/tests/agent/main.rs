@@ -1,0 +1,7 @@
+//! The agent with the real engine, over stores in files, against an API server in this process.
+
+mod killed;
+mod lvols;
+mod lvstores;
+mod rig;
+mod trouble;
