@@ -1,8 +1,8 @@
 //! `coppice node`: the agent of one node of a Kubernetes cluster, and CSI's Node service for its kubelet.
 //!
 //! Order of the start: the run directory is ours; what a killed predecessor left is removed; health is served; the agent
-//! tries every lvstore of the node; only then CSI is served, and kubelet told. Until the API server has answered once it is
-//! not known which stores there are; from then on CSI does not need it.
+//! tries every lvstore of the node, though it does not wait for ever for one that hangs; only then CSI is served, and kubelet
+//! told. Nothing of this needs the API server: without it the stores are opened that were open before.
 //!
 //! At the end nothing new begins, what is mounted is written out and stays, and stores that nobody uses are closed clean.
 
@@ -48,7 +48,7 @@ pub struct NodeArgs {
     /// Admin socket and attach records; one process at a time
     #[arg(long, value_name = "DIR", default_value = crate::standalone::DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
-    /// Where lvstores lie that are files
+    /// Where lvstores lie that are files, and a note of those that are open
     #[arg(long, value_name = "DIR", default_value = "/var/lib/coppice")]
     pub file_dir: PathBuf,
     /// Where health, readiness and metrics are served

@@ -10,6 +10,7 @@
 
 use super::condition::{self, set};
 use super::failure::{Failure, Refusal, ask};
+use super::memory::Note;
 use super::{Agent, MANAGER, lock, status};
 use coppice_engine::{ErrorKind, Store};
 use coppice_kube_api::{Lvstore, LvstoreCondition, LvstoreReason, LvstoreStatus};
@@ -33,9 +34,11 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// What a keeper knows of its object.
 #[derive(Clone, Default, PartialEq)]
 pub enum View {
-    /// Nothing: the API server could not be asked yet.
+    /// Nothing: the API server has not been asked yet.
     #[default]
     Unknown,
+    /// As `Unknown`, but a store was open for it before.
+    Remembered(Note),
     Gone,
     Is {
         object: Arc<Lvstore>,
@@ -49,6 +52,8 @@ pub struct Opened {
     /// Of the object.
     pub uid: String,
     pub store: Store,
+    /// It was opened without having seen the object.
+    pub early: bool,
     /// Number of the drive, if it is one.
     pub device: Option<(u32, u32)>,
     pub since: Instant,
@@ -58,9 +63,9 @@ pub struct Opened {
 }
 
 impl Opened {
-    pub fn new(uid: String, store: Store) -> Opened {
+    pub fn new(uid: String, store: Store, early: bool) -> Opened {
         let device = super::device::number(&store.path());
-        Opened { uid, store, device, since: Instant::now(), space_written: None, growth: None }
+        Opened { uid, store, early, device, since: Instant::now(), space_written: None, growth: None }
     }
 }
 
@@ -97,6 +102,7 @@ impl Keeper {
             }
             if self.open.is_none() && now == View::Gone {
                 self.agent.config.absent.clear(&self.name);
+                self.agent.memory.forget(&self.name).await;
                 return;
             }
             if let Some(at) = self.reopen_at {
@@ -113,6 +119,15 @@ impl Keeper {
     async fn step(&mut self, view: &View) -> Result<(), Failure> {
         match view {
             View::Unknown => Ok(()),
+            View::Remembered(note) => {
+                if self.open.is_none()
+                    && let Err(e) = self.remembered(note).await
+                {
+                    self.agent.config.absent.set(&self.name, e.to_string());
+                    warn!(lvstore = self.name, "not open: {e}");
+                }
+                Ok(())
+            }
             View::Gone => {
                 self.close_unwanted("its object is gone").await;
                 Ok(())
@@ -125,12 +140,13 @@ impl Keeper {
     }
 
     async fn one(&mut self, object: &Lvstore, twin: Option<&str>) -> Result<(), Failure> {
-        let is_of = |opened: &Opened| opened.uid == object.uid().unwrap_or_default();
-        if self.open.as_ref().is_some_and(is_of) {
-            return self.report(object).await;
-        }
-        if !self.close_unwanted("another object has its name").await {
-            return Ok(());
+        if let Some(opened) = &self.open {
+            if self.is_for(opened, object).await? {
+                return self.report(object).await;
+            }
+            if !self.close_unwanted("it is not what its object means").await {
+                return Ok(());
+            }
         }
         if self.reopen_at.is_some_and(|at| at > Instant::now()) {
             return Ok(());
@@ -147,6 +163,26 @@ impl Keeper {
             // The object has changed since; the watch brings it back at once.
             self.take(opened);
         }
+        Ok(())
+    }
+
+    /// Whether the store is the object's. One that was opened early is judged as if it were opened now.
+    async fn is_for(&self, opened: &Opened, object: &Lvstore) -> Result<bool, Failure> {
+        let known = object.status.as_ref().and_then(|status| status.uuid);
+        if opened.uid != object.uid().unwrap_or_default() {
+            return Ok(false);
+        }
+        Ok(!opened.early
+            || (known == Some(opened.store.uuid())
+                && opened.store.info().await?.owner == Some(self.agent.cluster().await?)))
+    }
+
+    /// Opens what is noted, if it is there and what it was.
+    async fn remembered(&mut self, note: &Note) -> Result<(), Refusal> {
+        let engine = self.agent.config.engine.clone().map_err(|why| Refusal(LvstoreReason::HostUnfit, why))?;
+        let store = self.open_noted(&engine, note).await?;
+        info!(lvstore = store.name(), "open without the API server, as it was before");
+        self.take(Opened::new(note.uid.clone(), store, true));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, ResourceExt};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -43,11 +44,13 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     let mut keepers =
         Keepers { agent: agent.clone(), stop: stop.clone(), views: BTreeMap::new(), tasks: JoinSet::new() };
     let mut listed = false;
+    let mut without_api = pin!(tokio::time::sleep(agent.config.timing.api));
+    let mut waits_for_api = true;
     loop {
         tokio::select! {
             biased;
             // First of all: a keeper that ends because of it is not hired again.
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
             event = events.next() => match event {
                 Some(Ok(Event::Init | Event::InitApply(_))) => continue,
                 Some(Ok(Event::InitDone)) if !listed => {
@@ -60,6 +63,10 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
                 Some(Err(e)) => warn!("the watch of lvstores: {e}"),
                 None => break,
             },
+            () = &mut without_api, if waits_for_api && !listed => {
+                waits_for_api = false;
+                keepers.open_remembered().await;
+            }
             // Its object may be there again.
             Some(_) = keepers.tasks.join_next() => keepers.show(reader.state()),
         }
@@ -69,6 +76,10 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     if tokio::time::timeout(end, ended).await.is_err() {
         warn!("a device does not answer: what was begun with it is left");
     }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Keepers {
@@ -91,6 +102,17 @@ impl Keepers {
             let twin = earlier.iter().find(twin).map(|twin| twin.name_any());
             self.keeper(&object.name_any()).show(View::Is { object: object.clone(), twin });
         }
+    }
+
+    /// The API server has not answered: what was open before is opened, so that its volumes can be used.
+    async fn open_remembered(&mut self) {
+        let mut notes = self.agent.memory.all().await;
+        notes.retain(|_, note| note.node == self.agent.config.node);
+        warn!(stores = notes.len(), "the API server does not answer: what was open before is opened without it");
+        for (name, note) in notes {
+            self.keeper(&name).show(View::Remembered(note));
+        }
+        self.say_when_tried(false);
     }
 
     fn keeper(&mut self, name: &str) -> &Kept {

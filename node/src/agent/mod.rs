@@ -5,6 +5,9 @@
 //!   Lvol objects ─────▶ lvols: create once, grow, remove ────────┘
 //! ```
 //!
+//! At a start without the API server the stores that were open before are opened all the same (`memory`), so that pods which
+//! kubelet knows get their volumes.
+//!
 //! It may be killed at any point: what is done next follows from the object and from the drive (`decide`, `plan`), and a lvol
 //! has the UUID that its object names, so nothing is made twice. Watches of its own node's objects only; it writes their
 //! status and finalizer, each change against the version that it was decided on.
@@ -18,6 +21,7 @@ mod failure;
 mod keeper;
 mod lvols;
 mod lvstores;
+mod memory;
 mod metrics;
 mod opening;
 mod plan;
@@ -32,6 +36,7 @@ use coppice_engine::{Engine, Stores};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
+use memory::Memory;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,7 +60,7 @@ pub struct Config {
     /// What is not in `stores`, for who looks for a volume.
     pub absent: Absent,
     pub quiesce: Arc<dyn Quiesce>,
-    /// Where lvstores lie that are files.
+    /// Where lvstores lie that are files, and a note of those that are open.
     pub file_dir: PathBuf,
     pub timing: Timing,
 }
@@ -67,6 +72,8 @@ pub struct Timing {
     pub look: Duration,
     /// For a device, until its store is reported as stalled.
     pub stalled: Duration,
+    /// For the API server at the start, until the stores that were open before are opened without it.
+    pub api: Duration,
     /// For all stores, until the volumes of those that are open can be used.
     pub tried: Duration,
 }
@@ -74,7 +81,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Timing {
         let seconds = Duration::from_secs;
-        Timing { look: seconds(10), stalled: seconds(10), tried: seconds(20) }
+        Timing { look: seconds(10), stalled: seconds(10), api: seconds(3), tried: seconds(20) }
     }
 }
 
@@ -89,6 +96,7 @@ pub struct Agent {
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
     cluster: OnceCell<Uuid>,
+    memory: Memory,
     /// True once volumes can be used: every store was tried, or waiting for one makes no sense.
     tried: watch::Sender<bool>,
     /// True once that is so, and the API server has said which stores there are.
@@ -104,7 +112,9 @@ impl Agent {
         let backend = LocalBackend::new(config.stores.clone(), config.node.clone(), config.quiesce.clone());
         let reporter = Reporter { controller: "coppice.io/node".into(), instance: Some(config.node.clone()) };
         let recorder = Recorder::new(config.client.clone(), reporter);
+        let memory = Memory::new(&config.file_dir);
         Arc::new(Agent {
+            memory,
             config,
             backend,
             recorder,

@@ -6,12 +6,13 @@ use super::device;
 use super::failure::{Failure, Refusal, ask};
 use super::keeper::{Keeper, Opened};
 use super::lock;
+use super::memory::Note;
 use super::plan::{OnDevice, Plan, plan};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Backend;
 use coppice_engine::device::on_thread;
 use coppice_engine::{CreateStore, Engine, ErrorKind, OpenStore, Store, StoreInfo, Stores};
-use coppice_kube_api::{ByteSize, Lvstore, LvstoreCondition, LvstoreReason};
+use coppice_kube_api::{ByteSize, Lvstore, LvstoreCondition, LvstoreReason, Place};
 use kube::ResourceExt;
 use std::path::Path;
 use tracing::{info, warn};
@@ -64,7 +65,26 @@ impl Keeper {
             }
         };
         let opened = self.patiently(Some(&object), Opening, self.open_store(engine, &path, cluster)).await?;
-        Ok(Some(Opened::new(object.uid().unwrap_or_default(), opened)))
+        Ok(Some(Opened::new(object.uid().unwrap_or_default(), opened, false)))
+    }
+
+    /// Opens the store of a note, and only that: nothing is formatted, taken over or made this cluster's.
+    pub(super) async fn open_noted(&self, engine: &Engine, note: &Note) -> Result<Store, Refusal> {
+        let resolved = device::resolve(Place::of(&note.device), &self.agent.config.file_dir);
+        let (path, exists) = self.patiently(None, DeviceStalled, resolved).await?;
+        let there = match exists {
+            true => self.patiently(None, DeviceStalled, device::look(engine, &path)).await?,
+            false => OnDevice::NoFile,
+        };
+        match there {
+            OnDevice::Store { uuid, owner, .. } if uuid == note.store && owner == Some(note.cluster) => {
+                self.patiently(None, Opening, self.open_store(engine, &path, note.cluster)).await
+            }
+            _ => {
+                let message = format!("{} does not hold the lvstore {} as it did", note.device, note.store);
+                Err(Refusal(LvstoreReason::OpenFailed, message))
+            }
+        }
     }
 
     /// Opens a store that is or becomes this cluster's, and ends what was left half done, before anything else can use it.

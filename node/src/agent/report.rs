@@ -3,9 +3,11 @@
 use super::condition::{self, set, set_ready, space};
 use super::failure::Failure;
 use super::keeper::Keeper;
+use super::memory::Note;
 use coppice_engine::device::on_thread;
 use coppice_engine::{ErrorKind, Store};
 use coppice_kube_api::{Lvstore, LvstoreCondition, LvstoreReason, LvstoreStatus, Place};
+use kube::ResourceExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -25,6 +27,14 @@ impl Keeper {
             // The cache is behind: the watch will bring what we wrote.
             return Ok(());
         }
+        let note = Note {
+            node: self.agent.config.node.clone(),
+            uid: object.uid().unwrap_or_default(),
+            device: object.spec.device.clone(),
+            store: store.uuid(),
+            cluster: self.agent.cluster().await?,
+        };
+        self.agent.memory.keep(&self.name, note).await;
         if let Some((reason, why)) = trouble(&store, opened.device) {
             return self.failing(object, &store, reason, why).await;
         }
@@ -35,6 +45,7 @@ impl Keeper {
         self.patiently(Some(object), LvstoreReason::DeviceStalled, bury(&store, &mut new)).await;
         let info = store.info().await?;
         let Some(opened) = &mut self.open else { return Ok(()) };
+        opened.early = false;
         if opened.growth != growth {
             if let Some(why) = &growth {
                 warn!(lvstore = info.name, "the store does not grow: {why}");

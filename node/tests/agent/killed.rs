@@ -44,7 +44,8 @@ async fn is_whole(rig: &Rig, running: &Running, names: &[&str], marked: &BTreeMa
     let mut found: Vec<Uuid> = lvols.iter().map(|lvol| lvol.uuid).collect();
     let wanted = names.iter().filter_map(|name| rig.api.get("lvols", name));
     let mut wanted: Vec<Uuid> = wanted.filter_map(|o| Uuid::parse_str(&text(&o, "/spec/lvolUUID")).ok()).collect();
-    (found.sort(), wanted.sort());
+    found.sort();
+    wanted.sort();
     ensure!(found == wanted, "there are {lvols:?}");
     let store = running.store()?;
     ensure!(Some(store.uuid()) == rig.uuid_of(POOL) && store.info().await?.owner == Some(rig.cluster()));

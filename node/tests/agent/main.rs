@@ -3,5 +3,6 @@
 mod killed;
 mod lvols;
 mod lvstores;
+mod offline;
 mod rig;
 mod trouble;

@@ -134,6 +134,7 @@ impl Rig {
         self.start_with(Timing {
             look: Duration::from_millis(150),
             stalled: Duration::from_millis(400),
+            api: Duration::from_millis(500),
             tried: Duration::from_secs(3),
         })
     }

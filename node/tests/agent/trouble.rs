@@ -1,13 +1,14 @@
 //! Devices that hang, and that fail and come back.
 
 use super::rig::{MIB, POOL, Rig, eventually};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::json;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A file whose file system never answers, until this is dropped.
@@ -60,6 +61,51 @@ async fn a_device_that_hangs_delays_no_other() -> Result<()> {
         let now = rig.condition("lvstores", "node-a-hung", "Ready");
         if now.ends_with("DeviceStalled") { Err(anyhow::anyhow!("still {now}")) } else { Ok(()) }
     })?;
+    running.stop().await
+}
+
+/// A loop device as the drive, and the link by which it is known.
+struct Drive(PathBuf);
+
+fn losetup(args: &[&str]) -> Result<String> {
+    let done = Command::new("losetup").args(args).output().context("losetup")?;
+    ensure!(done.status.success(), "losetup {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8(done.stdout)?.trim().to_string())
+}
+
+impl Drive {
+    fn new(file: &Path, link: &Path) -> Result<Drive> {
+        let drive = losetup(&["--find", "--show", &file.display().to_string()])?;
+        std::os::unix::fs::symlink(&drive, link)?;
+        Ok(Drive(drive.into()))
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        let _ = losetup(&["--detach", &self.0.display().to_string()]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drive_that_became_larger_is_noticed_and_one_that_is_not_plugged_is_waited_for() -> Result<()> {
+    let rig = Rig::new()?;
+    let (file, link) = (rig.file("backing"), rig.file("by-id"));
+    std::fs::File::create(&file)?.set_len(64 * MIB)?;
+    rig.lvstore("pool", json!({ "device": link }));
+    let running = rig.start()?;
+    running.agent.tried().await;
+    rig.lvstore_is(POOL, "Ready", "False/DeviceMissing").await?;
+    let drive = Drive::new(&file, &link)?;
+    rig.lvstore_is(POOL, "Ready", "True/Open").await?;
+    let store = running.store()?;
+    assert_eq!(store.lvstore().info().size, 64 * MIB);
+    std::fs::File::options().write(true).open(&file)?.set_len(96 * MIB)?;
+    losetup(&["--set-capacity", &drive.0.display().to_string()])?;
+    eventually("grown", || store.lvstore().info().size == 96 * MIB).await?;
+    let total = || rig.api.get("lvstores", POOL).unwrap_or_default()["status"]["space"]["total"].clone();
+    eventually("its status", || total() == "96Mi").await?;
+    drop(store);
     running.stop().await
 }
 
