@@ -9,7 +9,7 @@
 use crate::http;
 use crate::quiesce::NodeQuiesce;
 use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use coppice_controller::csi::IdentityService;
 use coppice_engine::Stores;
@@ -94,7 +94,7 @@ pub async fn run(args: NodeArgs) -> Result<()> {
     let mut working = tokio::spawn(agent.clone().run(stop.subscribe()));
 
     let mut serving = Serving::new();
-    tokio::select! {
+    let ended = tokio::select! {
         () = agent.tried() => {
             let csi = Grpc::builder()
                 .add_service(IdentityServer::new(IdentityService { alpha: false }))
@@ -105,14 +105,14 @@ pub async fn run(args: NodeArgs) -> Result<()> {
             serving.serve(Grpc::builder().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
             info!(endpoint = %endpoint.display(), "serving");
             tokio::select! {
-                () = serving.until_stopped(signals) => {}
-                _ = &mut working => warn!("the agent ended"),
-                failed = &mut http => warn!("health and metrics are not served any more: {failed:?}"),
+                ended = serving.until_stopped(signals) => ended,
+                _ = &mut working => Err(anyhow!("the agent ended")),
+                ended = &mut http => ended.map_err(Into::into).flatten(),
             }
         }
-        () = signals.any() => {}
-        failed = &mut http => warn!("health and metrics are not served: {failed:?}"),
-    }
+        () = signals.any() => Ok(()),
+        ended = &mut http => ended.map_err(Into::into).flatten(),
+    };
     serving.drain().await;
     let _ = stop.send(true);
     let limit = Duration::from_secs(AGENT_SECONDS_MAX);
@@ -123,7 +123,7 @@ pub async fn run(args: NodeArgs) -> Result<()> {
         serving::report_in_use(&serving::close(engine, &stores, &node).await?);
     }
     serving.remove_sockets();
-    Ok(())
+    ended
 }
 
 /// Why there is no engine, with advice.

@@ -24,8 +24,8 @@ const LOCK_SECONDS_MAX: u64 = 8;
 const CLOSE_SECONDS_MAX: u64 = 20;
 /// How long a killed predecessor's guard is waited for.
 const RUN_DIR_SECONDS_MAX: u64 = 5;
-/// How long calls that are running may take to end.
-const DRAIN_SECONDS_MAX: u64 = 30;
+/// How long calls that are running may take to end; a pod has 30 s by default, for all that it does.
+const DRAIN_SECONDS_MAX: u64 = 20;
 
 /// An engine that waits for what a killed predecessor still holds.
 pub fn start_engine(shards: usize) -> coppice_engine::Result<Engine> {
@@ -87,14 +87,18 @@ impl Serving {
         Ok(())
     }
 
-    /// Waits until the process is asked to end, or one of the servers has ended.
-    pub async fn until_stopped(&mut self, mut signals: Signals) {
+    /// Waits until the process is asked to end. An error if one of the servers ends before.
+    pub async fn until_stopped(&mut self, mut signals: Signals) -> Result<()> {
         tokio::select! {
-            () = signals.any() => {}
-            ended = self.servers.join_next(), if !self.servers.is_empty() => match ended {
-                Some(Ok(Err(e))) => warn!("a socket is not served any more: {e:#}"),
-                _ => warn!("a socket is not served any more"),
-            },
+            () = signals.any() => Ok(()),
+            ended = self.servers.join_next(), if !self.servers.is_empty() => {
+                match ended {
+                    Some(Ok(ended)) => ended,
+                    _ => Ok(()),
+                }
+                .and_then(|()| bail!("it ended by itself"))
+                .context("a socket is not served any more")
+            }
         }
     }
 
@@ -102,9 +106,13 @@ impl Serving {
     pub async fn drain(&mut self) {
         let _ = self.stop.send(true);
         let limit = Duration::from_secs(DRAIN_SECONDS_MAX);
-        let drained = tokio::time::timeout(limit, async { while self.servers.join_next().await.is_some() {} });
-        if drained.await.is_err() || !self.calls.finish(limit).await {
-            warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off");
+        let (servers, calls) = (&mut self.servers, &self.calls);
+        let drained = async {
+            while servers.join_next().await.is_some() {}
+            calls.finish(limit).await
+        };
+        if !tokio::time::timeout(limit, drained).await.unwrap_or(false) {
+            warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off; their retries find what they left");
             self.servers.abort_all();
         }
     }

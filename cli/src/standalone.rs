@@ -83,10 +83,10 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         alpha: args.alpha_capabilities,
     };
     let mut server = Server::start(config).await?;
-    server.serving.until_stopped(signals).await;
+    let ended = server.serving.until_stopped(signals).await;
     server.drain().await;
     serving::report_in_use(&server.close().await?);
-    Ok(())
+    ended
 }
 
 fn host_name() -> Result<String> {
