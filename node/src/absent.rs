@@ -12,8 +12,10 @@ impl Absent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set(&self, lvstore: &str, why: impl Into<String>) {
-        self.all().insert(lvstore.into(), why.into());
+    /// True if that is new.
+    pub fn set(&self, lvstore: &str, why: impl Into<String>) -> bool {
+        let why = why.into();
+        self.all().insert(lvstore.into(), why.clone()) != Some(why)
     }
 
     /// It is open, or not expected any more.

@@ -26,12 +26,18 @@ pub fn set(
     set_condition(&mut status.conditions, new)
 }
 
-/// The store is open. What was bad is not so any more.
+/// The store is open.
 pub fn set_ready(object: &Lvstore, status: &mut LvstoreStatus, read_only: bool, message: &str) {
     let reason = if read_only { LvstoreReason::ReadOnly } else { LvstoreReason::Open };
     set(object, status, LvstoreCondition::Ready, true, reason, message);
+    not_bad(object, status, None);
+}
+
+/// What was bad is not so any more, `but` one.
+pub fn not_bad(object: &Lvstore, status: &mut LvstoreStatus, but: Option<LvstoreCondition>) {
     for bad in [LvstoreCondition::Failing, LvstoreCondition::Lost, LvstoreCondition::Foreign] {
-        if status.conditions.iter().any(|condition| condition.type_ == bad.as_str()) {
+        let is_there = status.conditions.iter().any(|condition| condition.type_ == bad.as_str());
+        if is_there && Some(bad) != but {
             set(object, status, bad, false, LvstoreReason::AsExpected, "");
         }
     }

@@ -122,8 +122,8 @@ impl Keeper {
             View::Remembered(note) => {
                 if self.open.is_none()
                     && let Err(e) = self.remembered(note).await
+                    && self.agent.config.absent.set(&self.name, e.to_string())
                 {
-                    self.agent.config.absent.set(&self.name, e.to_string());
                     warn!(lvstore = self.name, "not open: {e}");
                 }
                 Ok(())
@@ -151,6 +151,7 @@ impl Keeper {
         if self.reopen_at.is_some_and(|at| at > Instant::now()) {
             return Ok(());
         }
+        self.reopen_at = None;
         let engine = match &self.agent.config.engine {
             Ok(engine) => engine.clone(),
             Err(why) => return Err(Refusal(LvstoreReason::HostUnfit, why.clone()).into()),
@@ -198,7 +199,6 @@ impl Keeper {
         let store = opened.store.clone();
         info!(lvstore = store.name(), path = %store.path().display(), "open");
         lock(&self.agent.lost).remove(&store.uuid());
-        self.reopen_at = None;
         self.open = Some(opened);
         self.agent.config.absent.clear(&self.name);
         self.agent.config.stores.add(store);

@@ -1,7 +1,7 @@
 //! From a Lvstore object to an open store, as `plan` says. The API server is asked afresh before a device is formatted or a
 //! store taken over.
 
-use super::condition::{self, set};
+use super::condition::{self, not_bad, set};
 use super::device;
 use super::failure::{Failure, Refusal, ask};
 use super::keeper::{Keeper, Opened};
@@ -60,6 +60,10 @@ impl Keeper {
                 return Ok(None);
             }
             Plan::Foreign(reason, message) => {
+                if let Some(uuid) = known {
+                    lock(&self.agent.lost).remove(&uuid);
+                    self.agent.changed.notify_one();
+                }
                 self.bad(&object, LvstoreCondition::Foreign, reason, message).await?;
                 return Ok(None);
             }
@@ -121,6 +125,7 @@ impl Keeper {
     ) -> Result<(), Failure> {
         self.agent.config.absent.set(&self.name, format!("{reason}: {message}"));
         let mut new = condition::of(object);
+        not_bad(object, &mut new, Some(what));
         set(object, &mut new, LvstoreCondition::Ready, false, reason, &message);
         if set(object, &mut new, what, true, reason, &message) {
             warn!(lvstore = self.name, "{what}: {message}");

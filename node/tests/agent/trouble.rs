@@ -159,9 +159,18 @@ async fn a_store_that_failed_is_opened_again_when_nobody_uses_it() -> Result<()>
     rig.lvstore_is(POOL, "Ready", "False/DeviceFailed").await?;
     drop(store);
 
-    small.resize(128 * MIB)?;
+    // Closed, and not there when it is opened again: it is not asked for all the time.
+    std::fs::rename(rig.file("pool.img"), rig.file("away"))?;
     export.stop().await?;
     drop(export);
+    rig.lvstore_is(POOL, "Ready", "False/DeviceMissing").await?;
+    assert_eq!(rig.condition("lvstores", POOL, "Failing"), "True/DeviceFailed");
+    let asked = || rig.api.state().requests.len();
+    let before = asked();
+    tokio::time::sleep(Duration::from_millis(750)).await;
+    assert!(asked() - before < 20, "{} requests in 750 ms", asked() - before);
+    small.resize(128 * MIB)?;
+    std::fs::rename(rig.file("away"), rig.file("pool.img"))?;
     rig.lvstore_is(POOL, "Ready", "True/Open").await?;
     rig.lvstore_is(POOL, "Failing", "False/AsExpected").await?;
     let store = running.store()?;
