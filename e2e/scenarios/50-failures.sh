@@ -52,6 +52,31 @@ scenario_agent_restarted() {
     holds next /data/file 16 "$sum"
 }
 
+scenario agent-no-api "an agent is killed while the API server is down: the next one has the stores open before the API server is back"
+scenario_agent_no_api() {
+    local sum address status=0
+    { pvc a 512Mi && pod a node=node2; } | apply
+    running a
+    sum=$(write a /data/file 16)
+    address=$(kubectl --namespace "$NAMESPACE" get pod "$(agent_of 2)" --output 'jsonpath={.status.podIP}')
+    "$HERE/cluster/component.sh" stop kube-apiserver
+    # Its guard, which it started, sees to what it leaves.
+    "$HERE/node.sh" run 2 pkill -KILL --oldest --full 'coppice node '
+    (measure "stores open without the API server" wait_for 90 "the stores to be open" has_stores "$address") || status=1
+    "$HERE/cluster/component.sh" start kube-apiserver # whatever comes
+    wait_for 60 "the API server" kubectl get --raw /readyz
+    ((status == 0)) || die "no store was open"
+    wait_for 100 "the agent" another_agent 2 none
+    delete pod/a
+    pod next claim=a node=node2 | apply
+    running next
+    holds next /data/file 16 "$sum"
+}
+has_stores() { # ADDRESS: whether the agent there has a store open
+    in_network control curl --silent --show-error --max-time 5 --noproxy '*' "http://$1:9808/metrics" |
+        grep -q '^coppice_lvstore_size_bytes'
+}
+
 scenario controller-killed "both controllers are deleted without grace while claims come in"
 scenario_controller_killed() {
     local n

@@ -1,6 +1,6 @@
 //! A node's agent without an engine: it says that lvols are there.
 
-use super::api::{Api, text};
+use crate::{Api, text};
 use coppice_kube_api::FINALIZER;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
