@@ -60,7 +60,14 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     };
     // No object is judged before its store was tried: a store that is only slow is not reported as closed.
     agent.tried().await;
-    Controller::new(api, own)
+    let controller = Controller::new(api, own);
+    let (objects, known) = (controller.store(), agent.clone());
+    let listed = async move {
+        if objects.wait_until_ready().await.is_ok() {
+            let _ = known.objects.set(objects);
+        }
+    };
+    let work = controller
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_all_on(wakes(agent.clone()))
         .graceful_shutdown_on(until)
@@ -69,8 +76,8 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
             if let Err(e) = done {
                 tracing::debug!("{e}");
             }
-        })
-        .await;
+        });
+    tokio::join!(work, listed);
 }
 
 /// When all objects are looked at: now and then, and when stores or devices came or went.

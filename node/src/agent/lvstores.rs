@@ -4,7 +4,7 @@
 
 use super::device::{self, Refusal};
 use super::plan::{Plan, plan};
-use super::{Agent, MANAGER, lock, status};
+use super::{Agent, MANAGER, lock, orphans, status};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Backend;
 use coppice_engine::{CreateStore, Engine, ErrorKind, LvolState, OpenStore, Store, StoreInfo, Stores};
@@ -254,6 +254,10 @@ impl Keeper {
             return Ok(());
         }
         bury(&store, &mut new).await;
+        // Before the objects have been listed nobody can tell.
+        if let Some(objects) = self.agent.objects.get() {
+            new.orphans = orphans::of(&store, objects, &new.tombstones);
+        }
         let info = store.info().await?;
         new.cluster_size = Some(u64::from(info.cluster_size).into());
         let rested = opened.space_written.is_none_or(|at| at.elapsed() >= Duration::from_secs(LOOK_SECONDS));

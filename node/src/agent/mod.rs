@@ -16,6 +16,7 @@ mod device;
 mod lvols;
 mod lvstores;
 mod metrics;
+mod orphans;
 mod plan;
 mod status;
 
@@ -23,12 +24,14 @@ pub use metrics::metrics;
 
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
+use coppice_kube_api::Lvol;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
@@ -57,6 +60,8 @@ pub struct Agent {
     lost: Mutex<BTreeMap<Uuid, String>>,
     /// When the allocated bytes of a lvol were last written.
     allocated: Mutex<HashMap<Uuid, Instant>>,
+    /// All Lvol objects of this node, once they have been listed.
+    objects: OnceLock<reflector::Store<Lvol>>,
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
     /// True once every store was tried.
@@ -78,6 +83,7 @@ impl Agent {
             recorder,
             lost: Mutex::default(),
             allocated: Mutex::default(),
+            objects: OnceLock::new(),
             changed: Arc::default(),
             tried: watch::Sender::new(false),
         })

@@ -1,14 +1,11 @@
 //! The operations over the objects of an API server, with agents that only say that lvols are there.
 
-mod agent;
-mod api;
-
-use agent::Drive;
 use anyhow::{Context, Result, bail};
-use api::{Api, text};
 use coppice_controller::kube::KubeBackend;
 use coppice_controller::volume::{CreateSnapshot, CreateVolume, Error, Parameters, Range, SourceId, Volume, Volumes};
 use coppice_engine::ErrorKind;
+use coppice_fake_api::agent::{self, Drive};
+use coppice_fake_api::{Api, text};
 use coppice_proto::capability::{Access, Capability, Mode, TOPOLOGY_NODE};
 use serde_json::json;
 use std::collections::BTreeMap;
