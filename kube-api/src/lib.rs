@@ -1,7 +1,7 @@
 //! What Coppice keeps in the Kubernetes API: the two kinds of group `coppice.io`, and every name that others rely on.
 //!
 //! * `lvstore`, `lvol`: the kinds. Their doc comments are what `kubectl explain` shows, so they are written for users.
-//! * `orphan`: a lvol whose object is gone, and the object that takes it back.
+//! * `orphan`: lvols that have no object, and the object that takes one back.
 //! * `size`: amounts of bytes as Kubernetes writes them.
 //! * `conditions`: condition types and reasons, and how a condition is set.
 //! * `names`: finalizer, keys, and the name of the object for a CSI request.
@@ -29,5 +29,5 @@ pub use names::{
     OBJECT_NAME_MAX, REQUEST_NAME_MAX, SELECT_NODE, SELECT_SOURCE_NODE, TOPOLOGY_NODE, VERSION, object_name,
 };
 pub(crate) use names::{ORPHAN_PREFIX, SNAPSHOT_PREFIX};
-pub use orphan::{ANNOTATION_MAX, ANNOTATIONS_MAX, ORPHANS_MAX, Orphan, OrphanAnnotation};
+pub use orphan::{ANNOTATION_MAX, ANNOTATIONS_MAX, KeptSnapshot, ORPHANS_MAX, Orphan, OrphanAnnotation};
 pub use size::{ByteSize, SizeError};

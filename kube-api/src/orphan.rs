@@ -1,4 +1,4 @@
-//! A lvol whose object is gone, and the object that takes it back.
+//! Lvols that have no object: those that lost theirs, with the object that takes them back, and those that need none.
 //!
 //! The agent says in the status of the Lvstore what it knows of such lvols from the drive. Like all of a status it has no
 //! enums; who adopts understands them or leaves them alone.
@@ -69,11 +69,31 @@ pub struct Orphan {
     pub annotations: Vec<OrphanAnnotation>,
 }
 
+/// A snapshot that was deleted, or was only taken for a clone, and that others still read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptSnapshot {
+    /// UUID of the lvol.
+    #[serde(rename = "lvolUUID")]
+    #[schemars(with = "UuidText")]
+    pub lvol_uuid: Uuid,
+    /// UUID of the snapshot that it reads from where it has no data of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<UuidText>")]
+    pub parent: Option<Uuid>,
+    /// Size of the lvol.
+    pub size: ByteSize,
+    /// Space that it takes itself.
+    pub allocated: ByteSize,
+}
+
 /// An annotation that the object had.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OrphanAnnotation {
+    /// Name of the annotation.
     #[schemars(length(max = TEXT_MAX))]
     pub key: String,
+    /// Value of the annotation.
     #[schemars(length(max = ANNOTATION_MAX))]
     pub value: String,
 }

@@ -219,6 +219,12 @@ fn a_full_status_is_read_as_it_was_written() {
             created: Some(Time(now)),
             annotations: vec![OrphanAnnotation { key: "coppice.io/pvc".into(), value: "a/b".into() }],
         }],
+        kept: vec![KeptSnapshot {
+            lvol_uuid: A.parse().expect("id"),
+            parent: B.parse().ok(),
+            size: ByteSize::from(10),
+            allocated: ByteSize::from(5),
+        }],
     };
     let text = serde_json::to_value(&store).expect("json");
     assert_eq!((&text["tombstones"][0]["lvolUUID"], &text["space"]["metadataFree"]), (&json!(B), &json!("0")));

@@ -17,7 +17,7 @@ use super::target::{May, Target, find};
 use super::world::World;
 use crate::output;
 use anyhow::{Context, Result, bail};
-use coppice_kube_api::{Kind, Lvol};
+use coppice_kube_api::{ByteSize, Kind, Lvol};
 use coppice_proto::capability::DRIVER_NAME;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -52,6 +52,7 @@ pub async fn run(cluster: &Cluster, args: &Clone, format: Output) -> Result<()> 
     let Some(size) = args.size.clone().or(origin.size.clone()) else {
         bail!("the size of {} is not known yet: say it with --size", origin.name);
     };
+    large_enough(&size, &origin)?;
     let source_node = origin.lvol.as_ref().map(|lvol| lvol.spec.node.clone());
     let place = match &args.class {
         Some(class) => {
@@ -73,6 +74,16 @@ pub async fn run(cluster: &Cluster, args: &Clone, format: Output) -> Result<()> 
         };
     }
     make(cluster, args, &origin, &size, &place, object).await
+}
+
+/// What can be told of two quantities without the API server.
+fn large_enough(size: &str, origin: &Origin) -> Result<()> {
+    let bytes = |text: &str| text.parse::<ByteSize>().ok();
+    let least = origin.size.as_deref().unwrap_or_default();
+    match (bytes(size), bytes(least)) {
+        (Some(asked), Some(has)) if asked < has => bail!("--size {size}: the {} needs at least {least}", origin.name),
+        _ => Ok(()),
+    }
 }
 
 async fn make(
@@ -187,21 +198,31 @@ fn place(classes: &[StorageClass], own: Option<&str>, node: Option<String>, sour
     if let Some(class) = named.filter(binds_at_once) {
         return Place { class: Some(class.name_any()), ..Place::default() };
     }
-    // What a clone is like follows from its class; its file system is its source's in any case.
+    // What a clone is like follows from its class. A file system it has already: its source's, and no class may ask for another.
+    let own_parameters = named.map(parameters);
     let like = |class: &&StorageClass| {
         let what = |class: &StorageClass| {
-            let mut parameters: BTreeMap<String, String> = class.parameters.clone().unwrap_or_default();
+            let mut parameters = parameters(class);
             parameters.remove(FS_TYPE);
             (parameters, class.reclaim_policy.clone(), class.mount_options.clone())
         };
-        named.is_none_or(|named| what(named) == what(class))
+        let asked = parameters(class).remove(FS_TYPE);
+        let had = own_parameters.as_ref().and_then(|own| own.get(FS_TYPE));
+        (asked.is_none() || asked.as_ref() == had) && named.is_none_or(|named| what(named) == what(class))
     };
-    let mut fitting: Vec<String> = ours().filter(binds_at_once).filter(like).map(ResourceExt::name_any).collect();
-    fitting.sort_by_key(|name| (name != "coppice-clone", name.clone()));
-    match fitting.into_iter().next() {
-        Some(class) => Place { class: Some(class), ..Place::default() },
+    let rank = |class: &StorageClass| {
+        let same = own_parameters.as_ref().is_none_or(|own| *own == parameters(class));
+        (!same, class.name_any() != "coppice-clone", class.name_any())
+    };
+    let fitting = ours().filter(binds_at_once).filter(like).min_by_key(|class| rank(class));
+    match fitting {
+        Some(class) => Place { class: Some(class.name_any()), ..Place::default() },
         None => Place { class: own.map(String::from), waits: source_node.is_none(), node: source_node },
     }
+}
+
+fn parameters(class: &StorageClass) -> BTreeMap<String, String> {
+    class.parameters.clone().unwrap_or_default()
 }
 
 /// Whether a class waits for a pod. One that cannot be read is the API server's to judge.
@@ -277,12 +298,17 @@ mod tests {
             class("thick", waits, DRIVER_NAME, &[("provisioning", "thick")]),
             class("thick-now", AT_ONCE, DRIVER_NAME, &[("provisioning", "thick")]),
             class("odd", waits, DRIVER_NAME, &[("lvstore", "slow")]),
+            class("xfs", waits, DRIVER_NAME, &[(FS_TYPE, "xfs")]),
+            class("btrfs-now", AT_ONCE, DRIVER_NAME, &[(FS_TYPE, "btrfs")]),
+            class("ext4", waits, DRIVER_NAME, &[(FS_TYPE, "ext4")]),
             class("other", AT_ONCE, "ebs.csi.aws.com", &[]),
         ];
         let node = || Some("node1".to_string());
         assert_eq!(place(&classes, Some("coppice"), None, node()), in_class("coppice-clone"));
         assert_eq!(place(&classes, Some("thick"), None, node()), in_class("thick-now"));
         assert_eq!(place(&classes, Some("thick-now"), None, node()), in_class("thick-now"));
+        assert_eq!(place(&classes, Some("xfs"), None, node()), in_class("a-copy"), "the very same but for the binding");
+        assert_eq!(place(&classes, Some("ext4"), None, node()), in_class("coppice-clone"), "asks for no file system");
         assert_eq!(place(&classes, None, None, node()), in_class("coppice-clone"), "its claim is gone");
         let own = Place { node: node(), ..in_class("odd") };
         assert_eq!(place(&classes, Some("odd"), None, node()), own, "none is like it");

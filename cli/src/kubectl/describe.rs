@@ -198,7 +198,7 @@ fn of_lvol(world: &World, lvol: &Lvol, now: jiff::Timestamp) -> Vec<(&'static st
             Some(owner) => format!("{} {owner} ({uuid})", noun(other.spec.kind)),
             None => format!("{} {} ({uuid})", noun(other.spec.kind), other.name_any()),
         },
-        None => format!("{uuid}, which is deleted"),
+        None => format!("{uuid}, a snapshot that was deleted, or taken for a clone"),
     };
     facts.extend(spec.source_uuid.map(|uuid| ("Made from", named(uuid))));
     facts.extend(status.parent.map(|uuid| ("Reads from", named(uuid))));

@@ -47,6 +47,11 @@ pub async fn find(cluster: &Cluster, text: &str, may: May) -> Result<Target> {
     let mut on = Looking { claim: true, snapshot: true, lvol: may == May::BeAnything };
     let name = match text.split_once('/') {
         Some((word, name)) => {
+            if may == May::BeSource && matches!(word, "lvol" | "lvols") {
+                bail!(
+                    "{text}: only a PVC or a VolumeSnapshot can be used here; a lvol without one is adopted first, with --pv"
+                );
+            }
             let Some(narrow) = prefix(word) else {
                 bail!("{text}: what is {word:?}? Say pvc/NAME, snapshot/NAME or lvol/NAME, and the namespace with -n");
             };
@@ -55,9 +60,6 @@ pub async fn find(cluster: &Cluster, text: &str, may: May) -> Result<Target> {
         }
         None => text,
     };
-    if on.lvol && may == May::BeSource {
-        bail!("{text}: a claim is made from a VolumeSnapshot or a PVC, not from a lvol; adopt the lvol first");
-    }
     let namespace = &cluster.namespace;
     let claim = match on.claim {
         true => {

@@ -1,7 +1,7 @@
 //! `tree`: what came from what, on every node, and whose it is.
 //!
-//! A parent that no object stands for is a snapshot that was deleted and is still read, or one that was taken for a clone of a
-//! volume. It is drawn, without what nobody knows of it, so that its readers stand together.
+//! A snapshot that was deleted and is still read, or that was taken for a clone of a volume, has no object; its node tells of it. It
+//! is drawn too, so that its readers stand together.
 
 use super::args::{Output, Tree};
 use super::cluster::Cluster;
@@ -87,13 +87,15 @@ fn picture(world: &World, uuid: Uuid, node: &str, shown: &BTreeSet<Uuid>, colour
     let unit = store.and_then(|store| store.status.as_ref()?.cluster_size).map_or(1, |size| size.bytes());
     let here = |lvol: &&Lvol| lvol.spec.lvstore_uuid == uuid && shown.contains(&lvol.spec.lvol_uuid);
     let known: Vec<(&Lvol, LvolInfo)> = world.lvols.iter().filter(here).map(|lvol| (lvol, drawn(lvol, unit))).collect();
-    let hidden: Vec<LvolInfo> = world
-        .hidden_parents(uuid)
-        .into_iter()
-        .filter(|(parent, _)| shown.contains(parent))
-        .map(|(parent, size)| LvolInfo { state: LvolState::Hidden, ..nameless(parent, LvolKind::Snapshot, size, unit) })
-        .collect();
-    let mut leaves: Vec<Leaf> = hidden.iter().map(unknown).collect();
+    let kept = world.kept(uuid);
+    let kept = kept.iter().filter(|kept| shown.contains(&kept.lvol_uuid)).map(|kept| LvolInfo {
+        state: LvolState::Hidden,
+        parent: kept.parent,
+        allocated_clusters: kept.allocated.bytes().div_ceil(unit.max(1)),
+        ..nameless(kept.lvol_uuid, LvolKind::Snapshot, kept.size.bytes(), unit)
+    });
+    let kept: Vec<LvolInfo> = kept.collect();
+    let mut leaves: Vec<Leaf> = kept.iter().map(nobodys).collect();
     leaves.extend(known.iter().map(|(lvol, info)| leaf(world, lvol, info)));
     let mut lines = drawing::rows(&leaves, &[left("LVOL")], colour);
     lines.extend([String::new(), footer(store, uuid, node), String::new()]);
@@ -112,13 +114,13 @@ fn leaf<'a>(world: &World, lvol: &Lvol, info: &'a LvolInfo) -> Leaf<'a> {
     }
 }
 
-fn unknown(info: &LvolInfo) -> Leaf<'_> {
+fn nobodys(info: &LvolInfo) -> Leaf<'_> {
     Leaf {
         lvol: info,
         name: "(kept)".to_string(),
         state: "Hidden".to_string(),
         inherits: None,
-        unknown: true,
+        unknown: info.size == 0,
         more: vec!["–".to_string()],
     }
 }

@@ -6,8 +6,8 @@ use crate::tree;
 use anyhow::Result;
 use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_kube_api::{
-    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, Kind, LABEL_LVSTORE, Lvol, LvolCondition, Lvstore,
-    LvstoreCondition, Provisioning, is_true,
+    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, KeptSnapshot, Kind, LABEL_LVSTORE, Lvol, LvolCondition,
+    Lvstore, LvstoreCondition, Provisioning, is_true,
 };
 use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -98,15 +98,16 @@ impl World {
 
     /// Everything that a lvol came from or that came from it, however far.
     pub fn family(&self, of: Uuid) -> BTreeSet<Uuid> {
-        // Parents that have no object (hidden snapshots) join their children, too.
+        let ways = self.lvols.iter().flat_map(|lvol| {
+            let parent = lvol.status.as_ref().and_then(|status| status.parent);
+            [parent, lvol.spec.source_uuid].map(|other| (lvol.spec.lvol_uuid, other))
+        });
+        let kept = self.lvstores.iter().flat_map(|store| store.status.iter().flat_map(|status| &status.kept));
         let mut next_to: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
-        for lvol in &self.lvols {
-            let uuid = lvol.spec.lvol_uuid;
-            for other in [lvol.status.as_ref().and_then(|status| status.parent), lvol.spec.source_uuid] {
-                let Some(other) = other else { continue };
-                next_to.entry(uuid).or_default().push(other);
-                next_to.entry(other).or_default().push(uuid);
-            }
+        for (one, other) in ways.chain(kept.map(|kept| (kept.lvol_uuid, kept.parent))) {
+            let Some(other) = other else { continue };
+            next_to.entry(one).or_default().push(other);
+            next_to.entry(other).or_default().push(one);
         }
         let mut found = BTreeSet::from([of]);
         let mut ways = vec![of];
@@ -120,17 +121,18 @@ impl World {
         found
     }
 
-    /// Parents that no object stands for, and the size of their largest child, by store.
-    pub fn hidden_parents(&self, store: Uuid) -> BTreeMap<Uuid, u64> {
-        let mut hidden = BTreeMap::new();
-        for lvol in self.lvols.iter().filter(|lvol| lvol.spec.lvstore_uuid == store) {
+    /// The snapshots of a store that no object stands for and others read, as its node reports them. What it does not report
+    /// but somebody names as a parent has a size of 0.
+    pub fn kept(&self, store: Uuid) -> Vec<KeptSnapshot> {
+        let status = self.lvstore(store).and_then(|store| store.status.as_ref());
+        let mut kept = status.map(|status| status.kept.clone()).unwrap_or_default();
+        for lvol in self.lvols.iter().filter(|lvol| lvol.spec.lvstore_uuid == store && !comes_from_elsewhere(lvol)) {
             let Some(parent) = lvol.status.as_ref().and_then(|status| status.parent) else { continue };
-            if self.lvol(parent).is_none() && !comes_from_elsewhere(lvol) {
-                let size: &mut u64 = hidden.entry(parent).or_default();
-                *size = (*size).max(size_of(lvol));
+            if self.lvol(parent).is_none() && !kept.iter().any(|one| one.lvol_uuid == parent) {
+                kept.push(KeptSnapshot { lvol_uuid: parent, parent: None, size: 0.into(), allocated: 0.into() });
             }
         }
-        hidden
+        kept
     }
 }
 

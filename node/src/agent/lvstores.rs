@@ -254,6 +254,7 @@ impl Keeper {
             return Ok(());
         }
         bury(&store, &mut new).await;
+        new.kept = orphans::kept(&store);
         // Before the objects have been listed nobody can tell.
         if let Some(objects) = self.agent.objects.get() {
             new.orphans = orphans::of(&store, objects, &new.tombstones);

@@ -6,7 +6,9 @@
 use coppice_controller::kube::annotations;
 use coppice_controller::volume::Source;
 use coppice_engine::{LvolInfo, LvolKind, LvolState, Store};
-use coppice_kube_api::{ANNOTATION_MAX, Lvol, ORPHANS_MAX, Orphan, OrphanAnnotation, REQUEST_NAME_MAX, Tombstone};
+use coppice_kube_api::{
+    ANNOTATION_MAX, KeptSnapshot, Lvol, ORPHANS_MAX, Orphan, OrphanAnnotation, REQUEST_NAME_MAX, Tombstone,
+};
 use coppice_proto::attributes::{self, reported_size};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector;
@@ -34,6 +36,18 @@ fn orphans(lvols: &[LvolInfo], objects: &[Arc<Lvol>], tombstones: &[Tombstone]) 
         lvols.iter().filter(|lvol| !known.contains(&lvol.uuid) && is_for_people(lvol)).map(orphan).collect();
     found.truncate(ORPHANS_MAX);
     found
+}
+
+/// Those that have no object and need none: deleted, or between a volume and its clone, and still read by others.
+pub fn kept(store: &Store) -> Vec<KeptSnapshot> {
+    let lvols = store.lvstore().lvols();
+    let kept = lvols.iter().filter(|lvol| !is_for_people(lvol)).map(|lvol| KeptSnapshot {
+        lvol_uuid: lvol.uuid,
+        parent: lvol.parent,
+        size: lvol.size.into(),
+        allocated: lvol.allocated_clusters.saturating_mul(u64::from(lvol.cluster_size)).into(),
+    });
+    kept.take(ORPHANS_MAX).collect()
 }
 
 /// Not one that was deleted and is only read by others, nor one between a volume and its clone.
