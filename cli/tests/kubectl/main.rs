@@ -44,7 +44,7 @@ pub fn documented(command: &str, text: &str) {
 #[tokio::test]
 async fn what_is_there() -> Result<()> {
     let world = World::full().await?;
-    for command in ["get", "get -A", "get snapshots -A", "get lvstores", "tree -A", "tree data"] {
+    for command in ["get -A", "get snapshots -A", "get lvstores", "tree -A"] {
         let args: Vec<&str> = command.split(' ').collect();
         documented(command, &timeless(&world.ok(&args).await?));
     }

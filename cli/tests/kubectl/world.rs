@@ -8,8 +8,6 @@ use std::process::Output;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-pub const MIB: u64 = 1 << 20;
-
 /// The API server, and programs that use it.
 pub struct World {
     pub api: Api,
