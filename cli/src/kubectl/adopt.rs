@@ -23,6 +23,9 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+/// Characters.
+const UUID_LEN: usize = 36;
+
 pub async fn lvstore(cluster: &Cluster, args: &AdoptLvstore) -> Result<()> {
     let api = cluster.lvstores();
     let found =
@@ -60,16 +63,9 @@ fn foreign(store: &Lvstore) -> Result<Uuid> {
                 super::world::store_state(store)
             )
         })?;
-    let words = condition.message.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
-    let known = store.status.as_ref().and_then(|status| status.uuid);
-    let mut named: Vec<Uuid> =
-        words.filter(|word| word.len() == 36).filter_map(|word| Uuid::parse_str(word).ok()).collect();
-    named.dedup();
-    match (known, named.as_slice()) {
-        (_, [only]) => Ok(*only),
-        (Some(known), several) if several.contains(&known) => Ok(known),
-        _ => bail!("say with --uuid which store the lvstore {name} is to adopt: {}", condition.message),
-    }
+    // As the agent writes it: `… holds the lvstore NAME (UUID) …`; UUIDs of clusters come later.
+    let named = condition.message.split('(').skip(1).find_map(|rest| Uuid::parse_str(rest.get(..UUID_LEN)?).ok());
+    named.ok_or_else(|| anyhow!("say with --uuid which store the lvstore {name} is to adopt: {}", condition.message))
 }
 
 /// A lvol without an object, and where it is.
@@ -299,10 +295,13 @@ mod tests {
         let message = format!("f holds the lvstore old ({id}) with 3 lvols; spec.adopt takes it over");
         let found = foreign(&store(json!([condition("Foreign", &message)]), None));
         assert_eq!(found.expect("found"), id);
-        let cluster = Uuid::from_u128(1);
-        let two = format!("the lvstore {id} belongs to the cluster {cluster}");
-        assert_eq!(foreign(&store(json!([condition("Foreign", &two)]), Some(0xabc))).expect("found"), id);
-        assert!(foreign(&store(json!([condition("Foreign", &two)]), None)).is_err(), "which of the two?");
+        let (other, this) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let message = format!(
+            "f holds the lvstore old ({id}) of another cluster ({other}; this is {this}); spec.adopt takes it over"
+        );
+        for known in [None, Some(0xabc)] {
+            assert_eq!(foreign(&store(json!([condition("Foreign", &message)]), known)).expect("found"), id);
+        }
         assert!(foreign(&store(json!([condition("Foreign", "no name")]), None)).is_err());
         assert!(foreign(&store(json!([condition("Ready", &message)]), None)).is_err(), "not foreign");
     }

@@ -54,9 +54,9 @@ pub fn age(time: Option<&Time>, now: jiff::Timestamp) -> String {
     let Some(time) = time else { return "–".to_string() };
     let seconds = (now.as_second() - time.0.as_second()).max(0);
     match seconds {
-        ..=119 => format!("{seconds}s"),
-        ..=7199 => format!("{}m", seconds / 60),
-        ..=172_799 => format!("{}h", seconds / 3600),
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86400),
     }
 }
