@@ -121,12 +121,12 @@ pub struct LvstoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
     pub tombstones: Vec<Tombstone>,
-    /// Lvols of the store that have no Lvol object, at most 1024, the oldest first. `kubectl coppice adopt lvol` takes them
+    /// Lvols of the store that have no Lvol object, at most 512, the oldest first. `kubectl coppice adopt lvol` takes them
     /// back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
     pub orphans: Vec<Orphan>,
-    /// Snapshots without an object that others still read, at most 1024: deleted ones, and those between a volume and its
+    /// Snapshots without an object that others still read, at most 512: deleted ones, and those between a volume and its
     /// clone. They go with their last reader.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]

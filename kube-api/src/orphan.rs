@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The most that a Lvstore object tells of; a thousand of them take half a megabyte at most, of the 1.5 that etcd takes.
-pub const ORPHANS_MAX: usize = 1024;
+/// The most that a Lvstore object tells of, so that with everything else it has room in etcd.
+pub const ORPHANS_MAX: usize = 512;
 /// Characters of the text fields.
 const TEXT_MAX: usize = 253;
 /// Annotations of one object.

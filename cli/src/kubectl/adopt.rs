@@ -119,7 +119,7 @@ pub async fn lvols(cluster: &Cluster, args: &AdoptLvol) -> Result<()> {
         make_volume(cluster, volume).await?;
     }
     if all.len() >= ORPHANS_MAX {
-        say("A node tells of 1024 such lvols at a time: run this again in a few seconds.")?;
+        say(&format!("A node tells of {ORPHANS_MAX} such lvols at a time: run this again in a few seconds."))?;
     }
     Ok(())
 }
@@ -199,7 +199,7 @@ async fn make(cluster: &Cluster, args: &AdoptLvol, objects: &[(Lvol, &Orphan)]) 
         waiting.push(name);
     }
     let mut bad = Vec::new();
-    let what = "the nodes have seen what was adopted";
+    let what = "the nodes to see what was adopted";
     let look = async || {
         let all = list(&api).await.map_err(|e| refused_ours(e, "list lvols"))?;
         let mut left = Vec::new();

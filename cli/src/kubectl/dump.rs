@@ -16,6 +16,7 @@ use kube::{Api, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -73,11 +74,12 @@ async fn collect(cluster: &Cluster) -> Result<Collected> {
     out.objects("csidrivers", &drivers, |one| one.name_any() == DRIVER_NAME).await?;
     let nodes: Api<CSINode> = Api::all(client.clone());
     out.objects("csinodes", &nodes, |_| true).await?;
+    let ours: BTreeSet<String> = match list(&classes).await {
+        Ok(all) => all.iter().filter(|one| one.provisioner == DRIVER_NAME).map(ResourceExt::name_any).collect(),
+        Err(_) => BTreeSet::new(),
+    };
     let capacities: Api<CSIStorageCapacity> = Api::all(client.clone());
-    out.objects("csistoragecapacities", &capacities, |one| {
-        one.storage_class_name.starts_with("coppice") || one.namespace().as_deref() == Some("coppice")
-    })
-    .await?;
+    out.objects("csistoragecapacities", &capacities, |one| ours.contains(&one.storage_class_name)).await?;
     let nodes: Api<Node> = Api::all(client.clone());
     out.objects("nodes", &nodes, |_| true).await?;
     out.objects("volumesnapshotclasses", &cluster.of_snapshots("VolumeSnapshotClass"), |one| {

@@ -50,7 +50,7 @@ impl<'a> Follower<'a> {
             let last =
                 self.last.as_ref().map_or_else(String::new, |last| format!("; the last that was said is: {last}"));
             bail!(
-                "{what} not after {} s{last}. It goes on without this command; kubectl coppice describe {describe} shows how",
+                "waited {} s in vain for {what}{last}. It goes on without this command; kubectl coppice describe {describe} shows how",
                 self.timeout.as_secs()
             );
         }
@@ -77,7 +77,7 @@ impl<'a> Follower<'a> {
                 "Lost" => bail!("the PVC {namespace}/{name} lost its PersistentVolume"),
                 _ => {}
             }
-            let what = format!("{namespace}/{name} is bound");
+            let what = format!("{namespace}/{name} to be bound");
             self.pause((namespace, uid.as_deref()), &what, &format!("pvc/{name}")).await?;
         }
     }
@@ -103,7 +103,7 @@ impl<'a> Follower<'a> {
                 say(&format!("  {part} of its data is here, {left} left{eta}"))?;
                 shown = Some(part);
             }
-            self.pause(("", None), &format!("{name} is hydrated"), name).await?;
+            self.pause(("", None), &format!("the data of {name}"), name).await?;
         }
     }
 
@@ -122,7 +122,7 @@ impl<'a> Follower<'a> {
                 say(&format!("  {error}"))?;
                 self.last = Some(error);
             }
-            let what = format!("{namespace}/{name} can be used:");
+            let what = format!("{namespace}/{name} to be taken");
             self.pause((namespace, snapshot.uid().as_deref()), &what, &format!("snapshot/{name}")).await?;
         }
     }

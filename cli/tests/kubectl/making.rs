@@ -104,7 +104,9 @@ async fn what_goes_wrong_is_shown_while_waiting() -> Result<()> {
     let line = "ProvisioningFailed: no space left in the lvstore pool";
     assert_eq!(said.out.matches(line).count(), 1, "once, not at every look: {said:?}");
     assert!(
-        said.err.contains("not after 2 s") && said.err.contains(line) && said.err.contains("describe pvc/never"),
+        said.err.contains("waited 2 s in vain for default/never to be bound")
+            && said.err.contains(line)
+            && said.err.contains("describe pvc/never"),
         "{said:?}"
     );
     Ok(())
