@@ -108,6 +108,7 @@ async fn make_store(path: &Path) -> Result<()> {
         max_size: None,
         block_size: None,
         force: false,
+        owner: None,
     };
     let made = engine.create_store(path, how).await;
     engine.shutdown().await;

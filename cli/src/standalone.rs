@@ -5,13 +5,14 @@
 //! anything is served.
 
 use crate::quiesce::NodeQuiesce;
-use crate::serving::{self, RunDir, Serving, Signals, check_node_name, open_patiently};
+use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coppice_controller::csi::{ControllerService, IdentityService};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Volumes;
-use coppice_engine::{Engine, EngineConfig, Store, Stores};
+use coppice_engine::{Engine, OpenStore, Store, Stores};
+use coppice_node::Absent;
 use coppice_node::admin::AdminService;
 use coppice_node::csi::NodeService;
 use coppice_node::staging::Node;
@@ -82,10 +83,10 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         alpha: args.alpha_capabilities,
     };
     let mut server = Server::start(config).await?;
-    server.serving.until_stopped(signals).await;
+    let ended = server.serving.until_stopped(signals).await;
     server.drain().await;
     serving::report_in_use(&server.close().await?);
-    Ok(())
+    ended
 }
 
 fn host_name() -> Result<String> {
@@ -100,9 +101,9 @@ impl Server {
             bail!("--shards 0: at least one data thread is needed");
         }
         let run_dir = RunDir::take(&config.run_dir)?;
-        let engine = Engine::start(EngineConfig { shards: config.shards, ..EngineConfig::default() })?;
+        let engine = serving::start_engine(config.shards)?;
         let stores = open_all(&engine, &config.lvstores).await?;
-        let node = Arc::new(Node::new(stores.clone(), run_dir.path())?);
+        let node = Arc::new(Node::new(stores.clone(), Absent::default(), run_dir.path())?);
         node.recover().await.context("clean up after a killed predecessor")?;
         let quiesce = Arc::new(NodeQuiesce(node.clone()));
         let backend = LocalBackend::new(stores.clone(), config.node_id.clone(), quiesce);
@@ -150,7 +151,8 @@ impl Server {
 async fn open_all(engine: &Engine, paths: &[PathBuf]) -> Result<Stores> {
     let mut stores: Vec<Store> = Vec::new();
     for path in paths {
-        let store = open_patiently(engine, path).await.with_context(|| format!("open {}", path.display()))?;
+        let store =
+            engine.open_store(path, OpenStore::default()).await.with_context(|| format!("open {}", path.display()))?;
         if let Some(twin) = stores.iter().find(|other| other.name() == store.name() || other.uuid() == store.uuid()) {
             let (a, b, name) = (twin.path(), store.path(), store.name());
             bail!("{} and {} are both the lvstore {name}: names must differ", a.display(), b.display());

@@ -93,6 +93,8 @@ words! {
         OpenFailed,
         /// Not ready, Failing: a request to the device failed.
         DeviceFailed,
+        /// Not ready: the device does not answer, or takes very long.
+        DeviceStalled,
         /// Open, but nothing in it can change.
         ReadOnly,
         /// Lost: the device is blank, where a store was.

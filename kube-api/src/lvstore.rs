@@ -72,8 +72,9 @@ pub struct LvstoreSpec {
     /// True: no new volumes are placed here. Those that exist go on, and can be snapshotted and expanded.
     #[serde(default)]
     pub unschedulable: bool,
-    /// UUID of an existing store to take over that is Foreign: one that belonged to another cluster, or was made outside
-    /// Kubernetes. Be sure that no other cluster uses the drive.
+    /// UUID of an existing store to take over that is Foreign: one that belongs to another cluster, or was made outside
+    /// Kubernetes. Be sure that no other cluster uses the drive. Take it out again when the store is open: it holds wherever
+    /// this object is restored to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<UuidText>")]
     pub adopt: Option<Uuid>,
@@ -88,9 +89,22 @@ pub enum Place<'a> {
     File(&'a str),
 }
 
+impl<'a> Place<'a> {
+    /// From the text of `spec.device`.
+    pub fn of(device: &'a str) -> Place<'a> {
+        if device.starts_with('/') { Place::Drive(device) } else { Place::File(device) }
+    }
+
+    pub fn device(self) -> &'a str {
+        match self {
+            Place::Drive(device) | Place::File(device) => device,
+        }
+    }
+}
+
 impl LvstoreSpec {
     pub fn place(&self) -> Place<'_> {
-        if self.device.starts_with('/') { Place::Drive(&self.device) } else { Place::File(&self.device) }
+        Place::of(&self.device)
     }
 }
 

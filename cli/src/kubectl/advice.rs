@@ -107,6 +107,9 @@ fn lvstore_reason(reason: LvstoreReason) -> Option<&'static str> {
             "The drive failed a request: nothing is acknowledged as durable any more. Look at the node's kernel log; replace the drive, \
              or restart the node's pod to open it again."
         }
+        LvstoreReason::DeviceStalled => {
+            "The drive does not answer: look at the node's kernel log. What waits for it goes on if it comes back."
+        }
         LvstoreReason::ReadOnly => "Nothing in it can change; the agent's log says why.",
         LvstoreReason::DeviceBlank | LvstoreReason::OtherStore => {
             "This is not the drive that was here. Bring the old one back; for a new one, make a new Lvstore object."

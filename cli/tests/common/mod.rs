@@ -44,6 +44,7 @@ impl Driver {
             max_size: None,
             block_size: None,
             force: false,
+            owner: None,
         };
         engine.create_store(&base.join("store"), how).await?;
         engine.shutdown().await;

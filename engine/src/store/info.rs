@@ -151,6 +151,8 @@ pub fn info_of(core: &Core, device: &Device, read_only: bool) -> StoreInfo {
         uuid: core.uuid,
         name: core.name.clone(),
         path: device.path().display().to_string(),
+        // What cannot be read as an owner is none of ours, and never overwritten.
+        owner: core.super_block.owner().unwrap_or(None),
         size: core.geo.size,
         cluster_size: core.geo.cluster_size,
         block_size: core.geo.io_unit,

@@ -23,6 +23,7 @@ mod leaf;
 mod load;
 pub mod local;
 pub mod map;
+mod owner;
 mod reclaim;
 mod scan;
 mod system;

@@ -58,13 +58,15 @@ pub struct State {
 #[derive(Clone)]
 pub struct Api {
     state: Arc<Mutex<State>>,
+    /// Held from reading an object to writing it.
+    turn: Arc<Mutex<()>>,
     version: watch::Sender<u64>,
 }
 
 impl Api {
     #[expect(clippy::new_without_default, reason = "an empty server is something to be made on purpose")]
     pub fn new() -> Api {
-        Api { state: Arc::default(), version: watch::Sender::new(0) }
+        Api { state: Arc::default(), turn: Arc::default(), version: watch::Sender::new(0) }
     }
 
     pub fn client(&self) -> kube::Client {
@@ -76,9 +78,12 @@ impl Api {
         kube::Client::new(service, "default")
     }
 
-    /// From now on. What is watched ends when it is not up.
+    /// From now on, and no cut that was to come does. What is watched ends when it is not up.
     pub fn set_health(&self, health: Health) {
-        self.state().health = health;
+        {
+            let mut state = self.state();
+            (state.health, state.cut) = (health, None);
+        }
         self.version.send_modify(|_| {});
     }
 
@@ -107,7 +112,16 @@ impl Api {
     }
 
     /// Writes an object as somebody else does: with a new version, and a generation that follows the spec.
-    pub fn put(&self, plural: &str, mut object: Value) {
+    pub fn put(&self, plural: &str, object: Value) {
+        let _turn = self.turn();
+        self.write(plural, object);
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().expect("no test panics with it")
+    }
+
+    fn write(&self, plural: &str, mut object: Value) {
         let mut state = self.state();
         let name = text(&object, "/metadata/name");
         let old = state.objects.get(&(plural.to_string(), name.clone())).cloned();
@@ -140,13 +154,15 @@ impl Api {
 
     /// Deletes an object, which is gone when its last finalizer is.
     pub fn remove(&self, plural: &str, name: &str) {
+        let _turn = self.turn();
         let Some(mut object) = self.get(plural, name) else { return };
         object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:01Z");
-        self.put(plural, object);
+        self.write(plural, object);
     }
 
     /// Carries out a merge patch; `status` only touches the status.
     pub fn patch(&self, plural: &str, name: &str, patch: &Value, status: bool) -> Result<Value, StatusCode> {
+        let _turn = self.turn();
         let mut object = self.get(plural, name).ok_or(StatusCode::NOT_FOUND)?;
         for key in ["uid", "resourceVersion"] {
             let asked = &patch["metadata"][key];
@@ -164,7 +180,7 @@ impl Api {
                 merge(&mut object, &patch);
             }
         }
-        self.put(plural, object.clone());
+        self.write(plural, object.clone());
         Ok(self.get(plural, name).unwrap_or(object))
     }
 
@@ -244,10 +260,11 @@ impl Api {
                     body["metadata"]["name"] = json!(name);
                 }
                 let name = text(&body, "/metadata/name");
+                let _turn = self.turn();
                 if self.get(plural, &name).is_some() {
                     return refused(StatusCode::CONFLICT, "AlreadyExists");
                 }
-                self.put(plural, body);
+                self.write(plural, body);
                 whole(StatusCode::CREATED, &self.get(plural, &name).unwrap_or_default())
             }
             (&Method::PATCH, Some(name)) => match self.patch(plural, name, &body, sub == Some("status")) {

@@ -25,7 +25,7 @@ pub use stats::Usage;
 use crate::host::mount::{self, IfBusy};
 use crate::host::mountinfo::Mount;
 use crate::host::{device, mountinfo};
-use crate::{Error, Result};
+use crate::{Absent, Error, Result};
 use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store, Stores};
 use coppice_proto::turns::{Turn, Turns};
 use record::Records;
@@ -51,6 +51,7 @@ enum Owner {
 /// The volumes of this node.
 pub struct Node {
     stores: Stores,
+    absent: Absent,
     exports: PathBuf,
     records: Records,
     turns: Turns,
@@ -59,14 +60,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// `run_dir` belongs to this process alone.
-    pub fn new(stores: Stores, run_dir: &Path) -> Result<Node> {
+    /// `run_dir` belongs to this process alone. `absent`: stores that may have volumes and are not in `stores`.
+    pub fn new(stores: Stores, absent: Absent, run_dir: &Path) -> Result<Node> {
         let exports = run_dir.join("exports");
         coppice_proto::unix::private_dir(&exports)
             .map_err(|e| Error::Host(format!("make {}: {e}", exports.display())))?;
         let turns = Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX));
         let records = Records::open(&run_dir.join("attached"))?;
-        Ok(Node { stores, exports, records, turns, being_snapshot: Mutex::default() })
+        Ok(Node { stores, absent, exports, records, turns, being_snapshot: Mutex::default() })
     }
 
     /// Refuses a path of the driver's own run directory.
@@ -136,6 +137,9 @@ impl Node {
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(none())
+        Err(match self.absent.list() {
+            Some(why) => Error::Unavailable(format!("the volume {id} is in no open lvstore of this node; {why}")),
+            None => none(),
+        })
     }
 }
