@@ -16,13 +16,14 @@ async fn three(rig: &Rig) -> Result<Running> {
     rig.pool();
     let running = rig.start()?;
     rig.lvstore_is(POOL, "Ready", "True/Open").await?;
+    // One after the other: one whose source is not there yet is tried again much later.
     let volume = rig.volume("pvc-1", json!({ "provisioning": "Thick" }))?;
+    rig.lvol_is("pvc-1", "Ready", "True/Available").await?;
     let of = json!({ "kind": "Snapshot", "sourceUUID": volume, "sourceKind": "Volume", "sourceNode": NODE });
     let snapshot = rig.volume("snapshot-1", of)?;
+    rig.lvol_is("snapshot-1", "Ready", "True/Available").await?;
     rig.volume("pvc-2", json!({ "sourceUUID": snapshot, "sourceKind": "Snapshot", "sourceNode": NODE }))?;
-    for name in ["pvc-1", "snapshot-1", "pvc-2"] {
-        rig.lvol_is(name, "Ready", "True/Available").await?;
-    }
+    rig.lvol_is("pvc-2", "Ready", "True/Available").await?;
     Ok(running)
 }
 
