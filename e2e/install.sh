@@ -20,6 +20,9 @@ if [[ ${1:-} != --chart ]]; then
     "$here/build/coppice-image.sh" "$image" "$COPPICE" docker.io/library/coppice:e2e
     "$here/node.sh" load "$image" >"$CLUSTER/log/load.log" || die "the nodes do not take the image: $(tail -n 3 "$CLUSTER/log/load.log")"
     progress "image in the nodes"
+    # kubectl coppice, and its completion; see enter.sh.
+    mkdir -p "$CLUSTER/bin"
+    for name in kubectl-coppice kubectl_complete-coppice; do ln -sf "$(realpath "$COPPICE")" "$CLUSTER/bin/$name"; done
 fi
 
 # The image's sum makes the pods new when the binary is. With the first run the API server learns of Lvstores, with the

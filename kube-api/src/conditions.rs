@@ -149,7 +149,7 @@ words! {
         Hydrated,
         /// Dependent: copying does not advance.
         HydrationStalled,
-        /// The object was removed without `reclaim: Delete`; the lvol stays and waits for `coppice adopt`.
+        /// The object was removed without `reclaim: Delete`; the lvol stays and waits for `kubectl coppice adopt`.
         Orphaned,
         /// Taken over from an object that was removed.
         Adopted,

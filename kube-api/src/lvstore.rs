@@ -1,5 +1,6 @@
 //! The kind `Lvstore`. The doc comments are the texts of `kubectl explain`.
 
+use crate::orphan::{KeptSnapshot, ORPHANS_MAX, Orphan};
 use crate::size::ByteSize;
 use crate::text::{Device, Label, NodeName, PositiveSize, UuidText};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -134,6 +135,16 @@ pub struct LvstoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
     pub tombstones: Vec<Tombstone>,
+    /// Lvols of the store that have no Lvol object, at most 512, the oldest first. `kubectl coppice adopt lvol` takes them
+    /// back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
+    pub orphans: Vec<Orphan>,
+    /// Snapshots without an object that others still read, at most 512: deleted ones, and those between a volume and its
+    /// clone. They go with their last reader.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
+    pub kept: Vec<KeptSnapshot>,
 }
 
 /// Where the space of the store is.

@@ -31,7 +31,7 @@ mod translate;
 mod tests;
 
 pub use background::Background;
-pub use translate::kept;
+pub use translate::{annotations, kept};
 
 use crate::volume::{Backend, Consistency, Error, Pool, Result, Source};
 use async_trait::async_trait;

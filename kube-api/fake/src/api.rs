@@ -7,7 +7,7 @@ use hyper::body::Frame;
 use hyper::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 type Key = (String, String);
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Whether it answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub struct State {
     events: Vec<(u64, String, &'static str, Value)>,
     /// Method and plural of every request that was answered.
     pub requests: Vec<String>,
+    /// Plurals that nobody may use.
+    pub forbidden: BTreeSet<String>,
+    /// Plurals of kinds that the server does not know.
+    pub unknown: BTreeSet<String>,
 }
 
 /// Clones are the same server.
@@ -180,7 +184,7 @@ impl Api {
         Ok(self.get(plural, name).unwrap_or(object))
     }
 
-    async fn answer_if_up(&self, request: Request<Body>) -> io::Result<Answer> {
+    pub(crate) async fn answer_if_up(&self, request: Request<Body>) -> io::Result<Answer> {
         let health = self.state().health;
         match health {
             Health::Up => {}
@@ -218,19 +222,31 @@ impl Api {
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
         let path = &path[if path[0] == "api" { 2 } else { 3 }..];
-        let path = if path[0] == "namespaces" && path.len() > 2 { &path[2..] } else { path };
+        let namespaced = path[0] == "namespaces" && path.len() > 2;
+        let namespace = path.get(1).copied().filter(|_| namespaced);
+        let path = if namespaced { &path[2..] } else { path };
         let (plural, name, sub) = (path[0], path.get(1).copied(), path.get(2).copied());
         let query = parts.uri.query().unwrap_or("");
         self.state().requests.push(format!("{} {plural}", parts.method));
+        if self.state().unknown.contains(plural) {
+            return refused(StatusCode::NOT_FOUND, "NotFound");
+        }
+        if self.state().forbidden.contains(plural) {
+            return refused(StatusCode::FORBIDDEN, "Forbidden");
+        }
         match (&parts.method, name) {
             (&Method::GET, None) if query.contains("watch=") => self.stream(plural, query),
             (&Method::GET, None) => {
                 let version = self.state().version.to_string();
                 let (selector, mut items) = (Selector::of(query), self.all(plural));
                 items.retain(|object| selector.takes(object));
+                items.retain(|object| namespace.is_none_or(|wanted| text(object, "/metadata/namespace") == wanted));
                 let list = json!({ "kind": "List", "apiVersion": "v1",
                     "metadata": { "resourceVersion": version }, "items": items });
                 whole(StatusCode::OK, &list)
+            }
+            (&Method::GET, Some(name)) if sub == Some("log") => {
+                Response::new(Full::new(Bytes::from(format!("the log of {name}\n"))).boxed())
             }
             (&Method::GET, Some(name)) => match self.get(plural, name) {
                 Some(object) => whole(StatusCode::OK, &object),
@@ -310,7 +326,11 @@ impl Selector {
         let text = parameter(query, "fieldSelector").unwrap_or_default().replace("%3D", "=").replace("%2C", ",");
         let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
         let pointer = |field: &str| format!("/{}", field.replace('.', "/"));
-        Selector(pairs.map(|(field, value)| (pointer(field), value.trim_start_matches('=').to_string())).collect())
+        let fields = pairs.map(|(field, value)| (pointer(field), value.trim_start_matches('=').to_string()));
+        let labels = parameter(query, "labelSelector").unwrap_or_default().replace("%3D", "=").replace("%2F", "/");
+        let pointer = |label: &str| format!("/metadata/labels/{}", label.replace('/', "~1"));
+        let labels = labels.split_once('=').map(|(label, value)| (pointer(label), value.to_string()));
+        Selector(fields.chain(labels).collect())
     }
 
     fn takes(&self, object: &Value) -> bool {

@@ -48,6 +48,13 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     }
     let controller = Controller::new(api, own).with_config(Config::default().concurrency(CONCURRENCY));
     let objects = controller.store();
+    let known = agent.clone();
+    let listed = async {
+        if objects.wait_until_ready().await.is_ok() {
+            let _ = known.objects.set(objects.clone());
+        }
+        std::future::pending().await
+    };
     let mut stopped = stop.clone();
     let until = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -72,6 +79,7 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     tokio::select! {
         () = work => {}
         () = cut_off => {}
+        () = listed => {}
     }
 }
 

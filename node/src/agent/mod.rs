@@ -24,6 +24,7 @@ mod lvstores;
 mod memory;
 mod metrics;
 mod opening;
+mod orphans;
 mod plan;
 mod report;
 mod status;
@@ -33,13 +34,15 @@ pub use metrics::metrics;
 use crate::Absent;
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
+use coppice_kube_api::Lvol;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector;
 use kube::{Api, Client};
 use memory::Memory;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OnceCell, watch};
 use tracing::warn;
@@ -93,6 +96,8 @@ pub struct Agent {
     lost: Mutex<BTreeMap<Uuid, String>>,
     /// When the allocated bytes of a lvol were last written.
     allocated: Mutex<HashMap<Uuid, Instant>>,
+    /// All Lvol objects of this node, once they have been listed.
+    objects: OnceLock<reflector::Store<Lvol>>,
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
     cluster: OnceCell<Uuid>,
@@ -120,6 +125,7 @@ impl Agent {
             recorder,
             lost: Mutex::default(),
             allocated: Mutex::default(),
+            objects: OnceLock::new(),
             changed: Arc::default(),
             cluster: OnceCell::new(),
             tried: watch::Sender::new(false),

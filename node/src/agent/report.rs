@@ -4,6 +4,7 @@ use super::condition::{self, set, set_ready, space};
 use super::failure::Failure;
 use super::keeper::Keeper;
 use super::memory::Note;
+use super::orphans;
 use coppice_engine::device::on_thread;
 use coppice_engine::{ErrorKind, Store};
 use coppice_kube_api::{Lvstore, LvstoreCondition, LvstoreReason, LvstoreStatus, Place};
@@ -43,6 +44,11 @@ impl Keeper {
         }
         let growth = self.patiently(Some(object), LvstoreReason::DeviceStalled, grow(object, &store)).await.err();
         self.patiently(Some(object), LvstoreReason::DeviceStalled, bury(&store, &mut new)).await;
+        new.kept = orphans::kept(&store);
+        // Before the objects have been listed nobody can tell.
+        if let Some(objects) = self.agent.objects.get() {
+            new.orphans = orphans::of(&store, objects, &new.tombstones);
+        }
         let info = store.info().await?;
         let Some(opened) = &mut self.open else { return Ok(()) };
         opened.early = false;

@@ -111,6 +111,23 @@ pub fn patch<S: Serialize>(
 mod tests {
     use super::*;
 
+    /// What the drive knows counts: a creation that is reported is never done again.
+    #[test]
+    fn an_adopted_lvol_was_created_when_its_drive_says() -> anyhow::Result<()> {
+        let object: Lvol = serde_json::from_value(json!({
+            "apiVersion": "coppice.io/v1alpha1", "kind": "Lvol", "metadata": { "name": "pvc-1" },
+            "spec": { "requestName": "pvc-1", "kind": "Volume", "size": "1Gi", "node": "a", "adopted": true,
+                "lvstoreUUID": uuid::Uuid::nil(), "lvolUUID": uuid::Uuid::from_u128(2) }
+        }))?;
+        let mut lvol = super::super::decide_tests::lvol(1 << 30);
+        let now = jiff::Timestamp::from_second(1_800_000_000)?;
+        let of = |lvol: &LvolInfo| lvol_status(&object, Some(lvol), &Said::Available, None, now).created;
+        assert_eq!(of(&lvol), Some(Time(now)), "nobody wrote it down");
+        lvol.attributes.insert(attributes::CSI_CREATED.into(), "1767225600000000001".into());
+        assert_eq!(of(&lvol), Some(Time("2026-01-01T00:00:00Z".parse()?)));
+        Ok(())
+    }
+
     #[test]
     fn allocated_bytes_are_written_now_and_then() {
         let minutes = |minutes: u64| Some(Duration::from_secs(60 * minutes));

@@ -4,5 +4,6 @@ mod killed;
 mod lvols;
 mod lvstores;
 mod offline;
+mod orphans;
 mod rig;
 mod trouble;
