@@ -8,7 +8,8 @@
 #   scripts/conformance.sh --keep …               leaves the cluster up
 #
 # Fails on a failed test, on a test that did not run without a reason in conformance-skips.txt, and when something is left over.
-# Output, JUnit, JSON and the table of results: target/conformance/FS-THIN. PROCESSES=N tests run at a time.
+# Output, JUnit, JSON and the table of results: target/conformance/FS-THIN. PROCESSES=N tests run at a time,
+# and all of them MINUTES=N at most.
 set -euo pipefail
 # shellcheck source=e2e/lib.sh
 source "$(dirname "$0")/../e2e/lib.sh"
@@ -19,6 +20,7 @@ source "$HERE/scenarios/lib.sh"
 skips=$ROOT/scripts/conformance-skips.txt
 fast_list=$ROOT/scripts/conformance-fast.txt
 processes=${PROCESSES:-$((2 * $(nproc)))}
+minutes=${MINUTES:-60}
 fast='' focus='' keep=''
 while [[ ${1:-} == --* ]]; do
     case $1 in
@@ -37,8 +39,8 @@ fs=${1:-xfs} provisioning=${2:-thin}
 out=$TARGET_DIR/conformance/$fs-$provisioning
 report=$out/report.json
 
-# regex PATTERN: what ginkgo understands of a shell pattern. Patterns have no other special character than *.
-regex() { sed 's/[].[()+?{}|^$\\]/\\&/g; s/\*/.*/g' <<<"$1"; }
+# regex PATTERN: a shell pattern of * and ? as a regular expression.
+regex() { sed 's/[].[()+{}|^$\\]/\\&/g; s/\*/.*/g; s/?/./g' <<<"$1"; }
 # listed KIND: the patterns of a kind in the skip list.
 listed() { sed -n "s/^$1 \(.*\) | .*/\1/p" "$skips"; }
 
@@ -154,7 +156,7 @@ remains | sort >"$out/before"
 mapfile -t arguments < <(selection)
 start=$(now)
 status=0
-"$HERE/enter.sh" timeout --kill-after 30 7200 "$CONFORMANCE_DIR/bin/ginkgo" --procs="$processes" --keep-going --no-color --timeout=2h \
+"$HERE/enter.sh" timeout --kill-after 30 "$((minutes + 5))m" "$CONFORMANCE_DIR/bin/ginkgo" --procs="$processes" --keep-going --no-color --timeout="${minutes}m" \
     --output-dir="$out" --json-report=report.json --junit-report=junit.xml "${arguments[@]}" \
     "$CONFORMANCE_DIR/bin/e2e.test" -- \
     --provider=skeleton --storage.testdriver="$HERE/test-driver.yaml" --report-dir="$out/suite" --e2e-output-dir="$out/suite" \
