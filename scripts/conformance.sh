@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # make conformance: Kubernetes' own external storage suite on a cluster of the project's, with e2e/test-driver.yaml.
 #
-#   scripts/conformance.sh                        every test of what we claim
-#   scripts/conformance.sh --fast                 those of conformance-fast.txt, one of each capability
-#   scripts/conformance.sh [--fast] FS THIN       with other default volumes than xfs thin, e.g. btrfs thick
-#   scripts/conformance.sh --focus REGEX [FS THIN]   some, in the words of ginkgo; the lists are not checked
-#   scripts/conformance.sh --keep …               leaves the cluster up
+#   scripts/conformance.sh                           every test of what we claim; default volumes are thin and have an XFS
+#   scripts/conformance.sh FS thin|thick             with other default volumes, those tests in which these occur
+#   scripts/conformance.sh --fast                    those of conformance-fast.txt, one of each capability
+#   scripts/conformance.sh --focus REGEX [FS THIN]   some, in the words of ginkgo; the skip list is not checked
+#   scripts/conformance.sh --keep …                  leaves the cluster up
 #
 # Fails on a failed test, on a test that did not run without a reason in conformance-skips.txt, and when something is left over.
 # Output, JUnit, JSON and the table of results: target/conformance/FS-THIN. PROCESSES=N tests run at a time,
@@ -35,6 +35,8 @@ while [[ ${1:-} == --* ]]; do
     shift
 done
 (($# == 0 || $# == 2)) || die "say nothing, or: FS thin|thick"
+# Patterns that are not of one file system, nor of raw volumes.
+if (($#)) && [[ -z $focus ]]; then focus='default fs|filesystem volmode|Snapshot \('; fi
 fs=${1:-xfs} provisioning=${2:-thin}
 out=$TARGET_DIR/conformance/$fs-$provisioning
 report=$out/report.json
