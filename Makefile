@@ -57,8 +57,9 @@ cluster: ## a Kubernetes cluster on this machine, left running (root)
 cluster-down: ## take that cluster away
 	@e2e/down.sh
 
-conformance: ## Kubernetes' own external storage suite
-	@echo "make conformance: not built yet; it comes with the Kubernetes side"
+conformance: ## Kubernetes' own external storage suite on such a cluster, up and down again (root)
+	@$(SETUP) build cluster conformance
+	@scripts/conformance.sh
 
 image: ## the container image, without a container engine: target/coppice-image.tar
 	@$(SETUP) build run

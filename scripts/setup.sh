@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a group of commands needs and says nothing when it is all there.
 #
-#   scripts/setup.sh build|run|test|lint|fuzz|cluster…
+#   scripts/setup.sh build|run|test|lint|fuzz|cluster|conformance…
 #
 # Debian 12, Debian 13 and Ubuntu, as root, from the distribution's packages, Rust crates and Go modules only. A Rust
 # toolchain has to be there already: the distributions' own are too old. Tools built from source go to a cache outside
@@ -19,12 +19,12 @@ need() {
 }
 
 groups=("$@")
-((${#groups[@]})) || die "say which group: build, run, test, lint, fuzz, cluster"
+((${#groups[@]})) || die "say which group: build, run, test, lint, fuzz, cluster, conformance"
 want() { [[ " ${groups[*]} " == *" $1 "* ]]; }
 for group in "${groups[@]}"; do
     case $group in
-    build | run | test | lint | fuzz | cluster) ;;
-    *) die "no group \"$group\"; there are build, run, test, lint, fuzz, cluster" ;;
+    build | run | test | lint | fuzz | cluster | conformance) ;;
+    *) die "no group \"$group\"; there are build, run, test, lint, fuzz, cluster, conformance" ;;
     esac
 done
 
@@ -63,8 +63,13 @@ if want cluster; then
     [[ -e /usr/include/signal.h ]] || packages+=(libc6-dev)
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
 fi
+if want conformance; then
+    need busybox busybox-static
+    need jq jq
+    [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
+fi
 
-# Go is only needed to build csi-sanity and the cluster's programs; 1.21 is the first that fetches the Go release a module
+# Go is only needed to build csi-sanity, the cluster's programs and Kubernetes' storage suite; 1.21 is the first that fetches the Go release a module
 # asks for.
 go_version() { # GO: e.g. "1 26", or nothing
     local text
@@ -79,7 +84,8 @@ go_is_new_enough() {
 need_go=
 wants_go() {
     want test && [[ ! -x $CSI_SANITY_DIR/bin/csi-sanity ]] && return
-    want cluster && [[ ! -x $KUBERNETES_DIR/bin/kube || ! -x $SIDECARS_DIR/bin/helm ]]
+    want cluster && [[ ! -x $KUBERNETES_DIR/bin/kube || ! -x $SIDECARS_DIR/bin/helm ]] && return
+    want conformance && [[ ! -x $CONFORMANCE_DIR/bin/e2e.test ]]
 }
 if wants_go && ! go_is_new_enough; then need_go=1; fi
 
@@ -170,3 +176,4 @@ if want cluster; then
     build_once "$SIDECARS_DIR" manifests/kustomization.yaml with_script sidecars.sh
     build_once "$IMAGES_DIR" images/pause.tar with_script images.sh
 fi
+if want conformance; then build_once "$CONFORMANCE_DIR" images/coreutils.tar with_script conformance.sh; fi

@@ -14,3 +14,4 @@ built_from() { # FILE…
 KUBERNETES_DIR=$CACHE/bin/kubernetes-$KUBERNETES_VERSION-$(built_from kubernetes.sh kube/main.go)
 SIDECARS_DIR=$CACHE/bin/sidecars-$(built_from sidecars.sh)
 IMAGES_DIR=$CACHE/bin/images-$(built_from sidecars.sh images.sh image.sh pause.c)
+CONFORMANCE_DIR=$CACHE/bin/conformance-$KUBERNETES_VERSION-$(built_from conformance.sh conformance/main_test.go programs.sh image.sh)
