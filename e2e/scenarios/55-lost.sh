@@ -9,14 +9,16 @@ event_on() { k get events --field-selector "involvedObject.name=$1" --output 'js
 
 scenario swapped-drive "a node boots with a blank drive: its volume is lost, not blank; the old drive brings it back"
 scenario_swapped_drive() {
-    local sum store lvol file=/var/lib/coppice/pool.img
+    local sum store lvol
+    file=$CLUSTER/node2/var/lib/coppice/pool.img
     { pvc a 512Mi && pod a node=node2; } | apply
     running a
     sum=$(write a /data/file 16)
     store=$(store_on 2) lvol=$(lvol_of a)
     "$HERE/node.sh" off 2
-    mv "$CLUSTER/node2$file" "$CLUSTER/node2$file.old"
-    truncate --size 4G "$CLUSTER/node2$file"
+    mv "$file" "$file.old"
+    trap 'put_back' EXIT # whatever happens: others want the node
+    truncate --size 4G "$file"
     "$HERE/node.sh" on 2
     wait_for 100 "the lvstore to be lost" is DeviceBlank store_state "$store"
     wait_for 30 "the lvol to be lost" is LvstoreLost state_of "$lvol"
@@ -25,14 +27,19 @@ scenario_swapped_drive() {
     { pvc b 512Mi && pod b prefer=node2; } | apply
     running b
     [[ $(pod_node b) != node2 ]] || die "a volume was placed on a lost lvstore"
-    cmp --bytes 4194304 "$CLUSTER/node2$file" /dev/zero || die "something was written to the blank drive"
-    "$HERE/node.sh" off 2
-    mv "$CLUSTER/node2$file.old" "$CLUSTER/node2$file"
-    "$HERE/node.sh" on 2
+    cmp --bytes 4194304 "$file" /dev/zero || die "something was written to the blank drive"
+    put_back
     wait_for 100 "the lvstore to be back" is Open store_state "$store"
     patience 150
     running a
     holds a /data/file 16 "$sum"
+}
+
+put_back() {
+    [[ -e $file.old ]] || return 0
+    "$HERE/node.sh" off 2
+    mv "$file.old" "$file"
+    "$HERE/node.sh" on 2
 }
 
 scenario node-gone "a node is deleted with its volumes, which are then deleted, too: what comes back with its drive goes"
