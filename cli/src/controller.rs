@@ -13,6 +13,8 @@ use coppice_controller::volume::Volumes;
 use coppice_proto::calls::Calls;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
+use coppice_proto::exposition::Exposition;
+use coppice_proto::timings::Timings;
 use coppice_proto::unix;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -51,14 +53,20 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     let client = kube::Client::try_default().await.context("find the API server: kubeconfig, or the pod's account")?;
     let backend = Arc::new(KubeBackend::start(client.clone()));
     let background = Background::new(client, backend.clone(), args.pod_namespace, args.pod_name);
-    let calls = Calls::default();
+    let (calls, timings) = (Calls::default(), Timings::default());
     let (stop, stopped) = watch::channel(false);
     let mut serving: JoinSet<Result<()>> = JoinSet::new();
     if let Some(at) = args.http {
-        let (backend, background) = (backend.clone(), background.clone());
-        serving.spawn(http::serve(at, move || backend.is_synced(), move || background.metrics()));
+        let (backend, background, timings) = (backend.clone(), background.clone(), timings.clone());
+        let metrics = move || {
+            let mut out = Exposition::of("controller");
+            background.metrics(&mut out);
+            timings.expose(&mut out);
+            std::future::ready(out.finish())
+        };
+        serving.spawn(http::serve(at, move || backend.is_synced(), metrics));
     }
-    let csi = serve(backend, calls.clone(), &endpoint, stopped.clone());
+    let csi = serve(backend, calls.clone(), timings, &endpoint, stopped.clone());
     let mut csi = std::pin::pin!(csi);
     let mut work = tokio::spawn(background.run(stopped));
     let ended = tokio::select! {
@@ -88,6 +96,7 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
 async fn serve(
     backend: Arc<KubeBackend>,
     calls: Calls,
+    timings: Timings,
     endpoint: &Path,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -97,6 +106,7 @@ async fn serve(
     }
     let volumes = Arc::new(Volumes::new(backend));
     let router = Grpc::builder()
+        .layer(timings)
         .add_service(IdentityServer::new(IdentityService { alpha: false }))
         .add_service(ControllerServer::new(ControllerService::new(volumes, calls, false)));
     let listener = unix::listen(endpoint).with_context(|| format!("listen on {}", endpoint.display()))?;

@@ -5,6 +5,7 @@
 //! * `csi`: the Node service, which only translates.
 //! * `admin`: the admin API over the lvstores of this process.
 //! * `agent`: makes the drive what the objects of the Kubernetes API say.
+//! * `metrics`: what Prometheus is told of the lvstores.
 //! * `registration`: how kubelet learns of the driver.
 
 pub mod admin;
@@ -12,6 +13,7 @@ pub mod agent;
 pub mod csi;
 mod error;
 pub mod host;
+pub mod metrics;
 pub mod registration;
 pub mod staging;
 

@@ -52,6 +52,7 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     let own = watcher::Config::default().fields(&format!("{SELECT_NODE}={}", agent.config.node));
     let (reader, writer) = reflector::store();
     let mut events = Box::pin(reflector(writer, watcher(api.clone(), own)).default_backoff());
+    let _ = agent.lvstores.set(reader.clone());
     let mut keeper = Keeper { agent: agent.clone(), api, opened: BTreeMap::new() };
     let mut every = tokio::time::interval(Duration::from_secs(LOOK_SECONDS));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -353,7 +354,7 @@ async fn bury(store: &Store, status: &mut LvstoreStatus) {
     status.tombstones = left;
 }
 
-fn space(store: &Store, info: &StoreInfo) -> Space {
+pub(crate) fn space(store: &Store, info: &StoreInfo) -> Space {
     let cluster = u64::from(info.cluster_size);
     let bytes = |clusters: u64| ByteSize::from(clusters.saturating_mul(cluster));
     let lvols = store.lvstore().lvols();

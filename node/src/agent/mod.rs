@@ -14,21 +14,21 @@ mod decide;
 mod decide_tests;
 mod device;
 mod lvols;
-mod lvstores;
-mod metrics;
+pub(crate) mod lvstores;
 mod plan;
 mod status;
 
-pub use metrics::metrics;
-
+use crate::metrics::Wanted;
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
+use coppice_kube_api::{Lvstore, LvstoreCondition, is_true};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
@@ -53,6 +53,8 @@ pub struct Agent {
     config: Config,
     backend: LocalBackend,
     recorder: Recorder,
+    /// The Lvstore objects of this node, as the watch has them.
+    lvstores: OnceLock<reflector::Store<Lvstore>>,
     /// Lvstores that are lost, with the names of their objects.
     lost: Mutex<BTreeMap<Uuid, String>>,
     /// When the allocated bytes of a lvol were last written.
@@ -67,6 +69,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn conditions(object: &Lvstore) -> Vec<LvstoreCondition> {
+    let said = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    LvstoreCondition::ALL.iter().copied().filter(|condition| is_true(said, *condition)).collect()
+}
+
 impl Agent {
     pub fn new(config: Config) -> Arc<Agent> {
         let backend = LocalBackend::new(config.stores.clone(), config.node.clone(), config.quiesce.clone());
@@ -76,6 +83,7 @@ impl Agent {
             config,
             backend,
             recorder,
+            lvstores: OnceLock::new(),
             lost: Mutex::default(),
             allocated: Mutex::default(),
             changed: Arc::default(),
@@ -86,6 +94,14 @@ impl Agent {
     /// Waits until every lvstore of this node was tried, open or not.
     pub async fn tried(&self) {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
+    }
+
+    /// The lvstores that this node should have.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let objects = self.lvstores.get().map(reflector::Store::state).unwrap_or_default();
+        let wanted =
+            objects.iter().map(|object| Wanted { name: object.spec.name.clone(), conditions: conditions(object) });
+        wanted.collect()
     }
 
     /// Works until `stop` is true and what was begun is done.
