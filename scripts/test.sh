@@ -32,6 +32,8 @@ step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
 step chart full "the Helm chart: lint, schema, its kinds against coppice crds" \
     "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/chart.sh"
+step monitoring full "alerts, dashboard and metrics: promtool, and names that agree" \
+    "scripts/monitoring.sh"
 step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
     "cargo test --release -p coppice --test bench -- --ignored"
 step power-cuts full "power cuts under the real binary, on a disk whose write cache forgets" \

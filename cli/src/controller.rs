@@ -12,12 +12,12 @@ use coppice_controller::kube::{Background, KubeBackend};
 use coppice_controller::volume::Volumes;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
+use coppice_proto::exposition::Exposition;
 use coppice_proto::unix;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::Server as Grpc;
 use tracing::info;
 
 /// How long the API server may take to let another replica have the lease.
@@ -45,22 +45,29 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     let client = kube::Client::try_default().await.context("find the API server: kubeconfig, or the pod's account")?;
     let backend = Arc::new(KubeBackend::start(client.clone()));
     let background = Background::new(client, backend.clone(), args.pod_namespace, args.pod_name);
-    let (of, metrics) = (backend.clone(), background.clone());
+    let mut serving = Serving::new();
+    let (of, told, timings) = (backend.clone(), background.clone(), serving.timings.clone());
+    let metrics = move || {
+        let mut out = Exposition::of("controller");
+        told.metrics(&mut out);
+        timings.expose(&mut out);
+        std::future::ready(out.finish())
+    };
     let http = async {
         match args.http {
-            Some(at) => http::serve(at, move || of.is_synced(), move || metrics.metrics()).await,
+            Some(at) => http::serve(at, move || of.is_synced(), metrics).await,
             None => std::future::pending().await,
         }
     };
     let mut http = std::pin::pin!(http);
     let stop = watch::Sender::new(false);
     let mut work = tokio::spawn(background.run(stop.subscribe()));
-    let mut serving = Serving::new();
     let ended = tokio::select! {
         // Only then the cluster's objects are known: sidecars wait for the socket.
         () = backend.synced() => {
             let volumes = Arc::new(Volumes::new(backend.clone()));
-            let csi = Grpc::builder()
+            let csi = serving
+                .grpc()
                 .add_service(IdentityServer::new(IdentityService { alpha: false }))
                 .add_service(ControllerServer::new(ControllerService::new(volumes, serving.calls.clone(), false)));
             serving.serve(csi, &endpoint)?;

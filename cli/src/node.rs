@@ -17,6 +17,7 @@ use coppice_node::Absent;
 use coppice_node::admin::AdminService;
 use coppice_node::agent::{self, Agent, Timing};
 use coppice_node::csi::NodeService;
+use coppice_node::metrics::StoreMetrics;
 use coppice_node::registration::Registrar;
 use coppice_node::staging::Node;
 use coppice_proto::capability::DRIVER_NAME;
@@ -28,7 +29,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::Server as Grpc;
 use tracing::{info, warn};
 
 /// How long the agent may take to end what it began.
@@ -88,21 +88,23 @@ pub async fn run(args: NodeArgs) -> Result<()> {
 
     let (registrar, registered) = Registrar::new(DRIVER_NAME, &endpoint);
     let ready = move || *registered.borrow();
-    let (of, name) = (stores.clone(), args.node_name.clone());
-    let mut http = tokio::spawn(http::serve(args.http, ready, move || agent::metrics(&of, &name)));
+    let mut serving = Serving::new();
+    let metrics = Arc::new(StoreMetrics::new(stores.clone(), args.node_name.clone()));
+    let (timings, of) = (serving.timings.clone(), agent.clone());
+    let metrics = move || serving::exposition("node", metrics.clone(), of.wanted(), timings.clone());
+    let mut http = tokio::spawn(http::serve(args.http, ready, metrics));
     let stop = watch::Sender::new(false);
     let mut working = tokio::spawn(agent.clone().run(stop.subscribe()));
 
-    let mut serving = Serving::new();
     let ended = tokio::select! {
         () = agent.tried() => {
-            let csi = Grpc::builder()
+            let csi = serving.grpc()
                 .add_service(IdentityServer::new(IdentityService { alpha: false }))
                 .add_service(NodeServer::new(NodeService::new(node.clone(), serving.calls.clone(), args.node_name)));
             let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
             serving.serve(csi, &endpoint)?;
-            serving.serve(Grpc::builder().add_service(admin), &run_dir.path().join("admin.sock"))?;
-            serving.serve(Grpc::builder().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
+            serving.serve(serving.grpc().add_service(admin), &run_dir.path().join("admin.sock"))?;
+            serving.serve(serving.grpc().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
             tokio::spawn(node.clone().heal());
             info!(endpoint = %endpoint.display(), "serving");
             tokio::select! {

@@ -3,19 +3,25 @@
 use crate::guard::Guard;
 use anyhow::{Context, Result, bail};
 use coppice_engine::{Engine, EngineConfig, Store, Stores};
+use coppice_node::metrics::{StoreMetrics, Wanted};
 use coppice_node::staging::Node;
 use coppice_proto::calls::Calls;
+use coppice_proto::exposition::Exposition;
+use coppice_proto::timings::Timings;
 use coppice_proto::unix;
 use futures_util::future::join_all;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server as Grpc;
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
 /// How long a store that another process still holds is waited for: a killed predecessor's last I/O.
@@ -56,9 +62,13 @@ impl RunDir {
     }
 }
 
+/// What every gRPC server is wrapped in.
+pub type Timed = Stack<Timings, Identity>;
+
 /// Servers on unix sockets that end together.
 pub struct Serving {
     pub calls: Calls,
+    pub timings: Timings,
     stop: watch::Sender<bool>,
     servers: JoinSet<Result<()>>,
     sockets: Vec<PathBuf>,
@@ -68,13 +78,19 @@ impl Serving {
     pub fn new() -> Serving {
         Serving {
             calls: Calls::default(),
+            timings: Timings::default(),
             stop: watch::Sender::new(false),
             servers: JoinSet::new(),
             sockets: Vec::new(),
         }
     }
 
-    pub fn serve(&mut self, router: Router, path: &Path) -> Result<()> {
+    /// A server whose calls are timed.
+    pub fn grpc(&self) -> Grpc<Timed> {
+        Grpc::builder().layer(self.timings.clone())
+    }
+
+    pub fn serve(&mut self, router: Router<Timed>, path: &Path) -> Result<()> {
         let listener = unix::listen(path).with_context(|| format!("listen on {}", path.display()))?;
         let mut stopped = self.stop.subscribe();
         self.servers.spawn(async move {
@@ -122,6 +138,19 @@ impl Serving {
             let _ = std::fs::remove_file(socket);
         }
     }
+}
+
+/// What Prometheus is told of a process that has lvstores.
+pub async fn exposition(
+    role: &'static str,
+    stores: Arc<StoreMetrics>,
+    wanted: Vec<Wanted>,
+    timings: Timings,
+) -> String {
+    let mut out = Exposition::of(role);
+    stores.expose(&mut out, &wanted).await;
+    timings.expose(&mut out);
+    out.finish()
 }
 
 /// What asks a process to end. Made before anything else, so that none is missed.

@@ -4,6 +4,7 @@
 //! and the mount points of exports. A predecessor that was killed left dead mounts and devices: they are removed before
 //! anything is served.
 
+use crate::http;
 use crate::quiesce::NodeQuiesce;
 use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
 use anyhow::{Context, Result, bail};
@@ -15,14 +16,15 @@ use coppice_engine::{Engine, OpenStore, Store, Stores};
 use coppice_node::Absent;
 use coppice_node::admin::AdminService;
 use coppice_node::csi::NodeService;
+use coppice_node::metrics::StoreMetrics;
 use coppice_node::staging::Node;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
 use coppice_proto::csi::v1::node_server::NodeServer;
 use coppice_proto::unix;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tonic::transport::Server as Grpc;
 use tracing::info;
 
 /// Where the admin socket and the attach records are, unless told otherwise.
@@ -41,6 +43,9 @@ pub struct StandaloneArgs {
     /// Name of this node, reported to the orchestrator. Default: the host's name
     #[arg(long, value_name = "NAME")]
     pub node_id: Option<String>,
+    /// Where health, readiness and metrics are served
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
     /// Data threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub shards: usize,
@@ -82,8 +87,21 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         shards: args.shards,
         alpha: args.alpha_capabilities,
     };
+    let name = config.node_id.clone();
     let mut server = Server::start(config).await?;
-    let ended = server.serving.until_stopped(signals).await;
+    let metrics = Arc::new(StoreMetrics::new(server.stores.clone(), name));
+    let timings = server.serving.timings.clone();
+    let metrics = move || serving::exposition("standalone", metrics.clone(), Vec::new(), timings.clone());
+    let http = async {
+        match args.http {
+            Some(at) => http::serve(at, || true, metrics).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = server.serving.until_stopped(signals) => ended,
+        ended = http => ended,
+    };
     server.drain().await;
     serving::report_in_use(&server.close().await?);
     ended
@@ -112,14 +130,15 @@ impl Server {
 
         let mut serving = Serving::new();
         let calls = serving.calls.clone();
-        let csi = Grpc::builder()
+        let csi = serving
+            .grpc()
             .add_service(IdentityServer::new(IdentityService { alpha: config.alpha }))
             .add_service(ControllerServer::new(ControllerService::new(volumes, calls.clone(), config.alpha)))
             .add_service(NodeServer::new(NodeService::new(node.clone(), calls, config.node_id)));
         let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
         let admin_path = run_dir.path().join("admin.sock");
         serving.serve(csi, &config.endpoint)?;
-        serving.serve(Grpc::builder().add_service(admin), &admin_path)?;
+        serving.serve(serving.grpc().add_service(admin), &admin_path)?;
         for store in stores.all().iter() {
             info!(lvstore = store.name(), path = %store.path().display(), "open");
         }

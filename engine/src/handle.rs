@@ -358,6 +358,21 @@ impl Store {
         self.at_home(move |lv, shard| async move { LvolIo::open(&shard, &lv, lvol)?.flush().await }).await
     }
 
+    /// How long the request to the device that was sent first has been without an answer; zero if none is on its way. Does
+    /// not answer itself while a data thread stands still.
+    pub async fn device_wait(&self) -> Result<Duration> {
+        let mut longest = Duration::ZERO;
+        for handle in &self.lv.shards {
+            let key = self.lv.key();
+            let asked = handle.call(move |shard| async move {
+                let local = Lvstore::local_by_key(&shard, key)?;
+                Ok(shard.longest_wait(&local.port.target))
+            });
+            longest = longest.max(asked.await?);
+        }
+        Ok(longest)
+    }
+
     /// Verifies every invariant; online, without stopping I/O.
     pub async fn check(&self) -> Result<Vec<Finding>> {
         self.at_home(|lv, shard| async move { lv.check(&shard).await }).await

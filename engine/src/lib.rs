@@ -9,9 +9,11 @@
 //! * `store`: lvstore: map, allocator, journal, load and recovery, check.
 //! * `lvol`: volume semantics: I/O, copy on write, the tree.
 //! * `export`: how a lvol becomes a block device.
+//! * `counters`: what lvols did and how long it took.
 //! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
 
 pub mod api;
+pub mod counters;
 pub mod device;
 pub mod error;
 pub mod export;

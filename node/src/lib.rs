@@ -6,6 +6,7 @@
 //! * `admin`: the admin API over the lvstores of this process.
 //! * `absent`: which lvstores are not open, and why.
 //! * `agent`: makes the drive what the objects of the Kubernetes API say.
+//! * `metrics`: what Prometheus is told of the lvstores.
 //! * `registration`: how kubelet learns of the driver.
 
 mod absent;
@@ -14,6 +15,7 @@ pub mod agent;
 pub mod csi;
 mod error;
 pub mod host;
+pub mod metrics;
 pub mod registration;
 pub mod staging;
 

@@ -67,6 +67,7 @@ impl Driver {
         command.arg("standalone").arg("--lvstore").arg(&self.store);
         command.arg("--endpoint").arg(format!("unix://{}", self.socket().display()));
         command.arg("--run-dir").arg(self.base.join("run")).arg("--node-id").arg("test-node");
+        command.arg("--http").arg("127.0.0.1:0");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn()?);
         let began = Instant::now();
@@ -96,6 +97,14 @@ impl Driver {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.base.join("log")).unwrap_or_default()
+    }
+
+    /// Where health and metrics are served: the process says so in its log.
+    pub fn http(&self) -> Result<String> {
+        let log = self.log();
+        let said = log.lines().rev().find(|line| line.contains("health and metrics")).context("http is served")?;
+        let at = said.find("127.0.0.1:").and_then(|from| said.get(from..)).context("an address")?;
+        Ok(at.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect())
     }
 
     pub async fn clients(&self) -> Result<Clients> {

@@ -40,6 +40,7 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     let own = watcher::Config::default().fields(&format!("{SELECT_NODE}={}", agent.config.node));
     let (reader, writer) = reflector::store();
     let mut events = Box::pin(reflector(writer, watcher(api, own)).default_backoff());
+    let _ = agent.lvstores.set(reader.clone());
     agent.config.absent.set(UNNAMED, "the API server has not named them yet");
     let mut keepers =
         Keepers { agent: agent.clone(), stop: stop.clone(), views: BTreeMap::new(), tasks: JoinSet::new() };

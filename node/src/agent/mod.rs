@@ -12,7 +12,7 @@
 //! has the UUID that its object names, so nothing is made twice. Watches of its own node's objects only; it writes their
 //! status and finalizer, each change against the version that it was decided on.
 
-mod condition;
+pub(crate) mod condition;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
@@ -22,19 +22,17 @@ mod keeper;
 mod lvols;
 mod lvstores;
 mod memory;
-mod metrics;
 mod opening;
 mod orphans;
 mod plan;
 mod report;
 mod status;
 
-pub use metrics::metrics;
-
 use crate::Absent;
+use crate::metrics::Wanted;
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
-use coppice_kube_api::Lvol;
+use coppice_kube_api::{Lvol, Lvstore, LvstoreCondition, is_true};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector;
@@ -92,6 +90,8 @@ pub struct Agent {
     config: Config,
     backend: LocalBackend,
     recorder: Recorder,
+    /// The Lvstore objects of this node, as the watch has them.
+    lvstores: OnceLock<reflector::Store<Lvstore>>,
     /// Lvstores that are lost, with the names of their objects.
     lost: Mutex<BTreeMap<Uuid, String>>,
     /// When the allocated bytes of a lvol were last written.
@@ -112,6 +112,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn conditions(object: &Lvstore) -> Vec<LvstoreCondition> {
+    let said = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    LvstoreCondition::ALL.iter().copied().filter(|condition| is_true(said, *condition)).collect()
+}
+
 impl Agent {
     pub fn new(config: Config) -> Arc<Agent> {
         let backend = LocalBackend::new(config.stores.clone(), config.node.clone(), config.quiesce.clone());
@@ -123,6 +128,7 @@ impl Agent {
             config,
             backend,
             recorder,
+            lvstores: OnceLock::new(),
             lost: Mutex::default(),
             allocated: Mutex::default(),
             objects: OnceLock::new(),
@@ -150,6 +156,14 @@ impl Agent {
 
     async fn listed(&self) {
         let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+
+    /// The lvstores that this node should have.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let objects = self.lvstores.get().map(reflector::Store::state).unwrap_or_default();
+        let wanted =
+            objects.iter().map(|object| Wanted { name: object.spec.name.clone(), conditions: conditions(object) });
+        wanted.collect()
     }
 
     /// Works until `stop` is true and what was begun is done.
