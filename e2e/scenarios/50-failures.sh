@@ -37,6 +37,32 @@ scenario_agent_killed() {
     rm "$TIMES.data"
 }
 
+scenario container-restarted "after the agent was killed, a container that starts again in its pod has its data, and the pod ends"
+scenario_container_restarted() {
+    local class sum agent
+    agent=$(agent_of 2)
+    for class in thin-ext4 thick-xfs; do
+        { pvc "$class" 512Mi class=$class && pod "$class" node=node2; } | apply
+        running "$class"
+        sum=$(write "$class" /data/file 16)
+        say "$class $sum" >>"$TIMES.data"
+    done
+    kubectl --namespace "$NAMESPACE" delete pod "$agent" --grace-period 0 --force >/dev/null 2>&1
+    wait_for 100 "another agent" another_agent 2 "$agent"
+    while read -r class sum; do
+        if in_pod "$class" touch /data/new 2>/dev/null; then die "$class did not notice: its device was not dead"; fi
+        in_pod "$class" kill 1
+        measure "container has its data again" wait_for 60 "$class to be itself again" holds "$class" /data/file 16 "$sum"
+        in_pod "$class" sh -c 'echo more >/data/new && sync'
+        delete "pod/$class" # and nothing may be left of both mounts
+        pod "$class-next" claim="$class" | apply
+        running "$class-next"
+        holds "$class-next" /data/file 16 "$sum"
+        same "what was written meanwhile" more "$(in_pod "$class-next" cat /data/new)"
+    done <"$TIMES.data"
+    rm "$TIMES.data"
+}
+
 scenario agent-restarted "the agent's pod is deleted in the ordinary way"
 scenario_agent_restarted() {
     local sum agent
