@@ -161,6 +161,8 @@ impl LoopDevice {
     }
 
     fn detach_lazily_here(&self) -> Result<Detached> {
+        // A mount has it exclusively, and will not go while we wait.
+        let mounted = self.open(OFlags::RDONLY | OFlags::EXCL).is_err_and(|e| e.errno() == libc::EBUSY);
         let opened = match self.open(OFlags::RDONLY) {
             Ok(opened) => opened,
             Err(_) if !self.is_bound() => return Ok(Detached::Now),
@@ -172,9 +174,9 @@ impl LoopDevice {
             }
             _ => drop(opened),
         }
-        match self.wait_until_free() {
-            Ok(()) => Ok(Detached::Now),
-            Err(_) => Ok(Detached::WithLastUser),
+        match mounted || self.wait_until_free().is_err() {
+            false => Ok(Detached::Now),
+            true => Ok(Detached::WithLastUser),
         }
     }
 
