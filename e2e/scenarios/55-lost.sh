@@ -113,10 +113,10 @@ scenario_etcd_restored() {
 }
 control_plane() { # start|stop
     local name
-    for name in etcd kube-apiserver kube-controller-manager kube-scheduler snapshot-controller; do
-        "$HERE/cluster/component.sh" "$1" "$name"
-    done
+    for name in etcd kube-apiserver; do "$HERE/cluster/component.sh" "$1" "$name"; done
+    # The others end when they find no API server at their start.
     if [[ $1 == start ]]; then wait_for 100 "the API server" kubectl get --raw /readyz; fi
+    for name in kube-controller-manager kube-scheduler snapshot-controller; do "$HERE/cluster/component.sh" "$1" "$name"; done
 }
 uuid_of() { kubectl get "pv/$(volume_of "$1")" --output 'jsonpath={.spec.csi.volumeHandle}'; } # CLAIM
 in_agent() { kubectl --namespace "$NAMESPACE" exec "$(agent_of "$1")" --container coppice -- "${@:2}"; } # N COMMAND…

@@ -46,6 +46,7 @@ kill_one() { # NTH
         "$HERE/cluster/component.sh" stop "$what"
         "$HERE/cluster/component.sh" start "$what"
         wait_for 60 "the API server" kubectl get --raw /readyz
+        keep_control_plane
     else
         what=node
         "$HERE/node.sh" off "$n"
@@ -55,6 +56,14 @@ kill_one() { # NTH
         kubectl --namespace "$NAMESPACE" delete pod "$pod" --grace-period 0 --force --wait=false >/dev/null 2>&1 || true
     fi
     say "$what" >>"$LIVES/kills"
+}
+
+# Some of the control plane end by themselves when the API server is away for a moment; elsewhere something starts them again.
+keep_control_plane() {
+    local name
+    for name in kube-controller-manager kube-scheduler snapshot-controller; do
+        if ! pid_of "$name" >/dev/null; then "$HERE/cluster/component.sh" start "$name"; fi
+    done
 }
 
 # -- lives ----------------------------------------------------------------------------------------------------------
