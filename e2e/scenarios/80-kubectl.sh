@@ -49,12 +49,18 @@ scenario_plugin() {
     if plugin clone data-monday never --size 100Gi --wait --timeout 20s >"$TIMES.never" 2>&1; then die "100 GiB fit in 4"; fi
     grep -q ProvisioningFailed "$TIMES.never" || die "nothing was said: $(cat "$TIMES.never")"
     rm "$TIMES.never"
+    # Its provisioner goes on trying, and protects the source meanwhile.
+    measure "PVC that cannot be deleted" delete pvc/never
     folder=$(mktemp -d)
     plugin dump "$folder/" >/dev/null || die "no dump"
     [[ -s $folder/objects/lvols.yaml && -n $(ls "$folder"/logs/coppice-node-*.coppice.log) ]] || die "the dump lacks: $(ls -R "$folder")"
     if grep -rqE '^kind: Secret' "$folder"; then die "a secret in the dump"; fi
     rm -r "$folder"
-    "$HERE/enter.sh" kubectl __complete coppice --namespace "$space" describe res | grep -q '^restored' || die "no completion"
+    "$HERE/enter.sh" kubectl __complete coppice --namespace "$space" describe res 2>/dev/null | grep -q '^restored' || die "no completion"
+    delete pod/restored pod/copy pod/data
+    delete pvc/restored pvc/copy pvc/here
+    measure "snapshot of clones deleted" delete volumesnapshot/data-monday
+    measure "PVC of clones deleted" delete pvc/data
 }
 
 orphans() { kubectl get lvstores --output json | jq '[.items[].status.orphans // [] | length] | add'; }
