@@ -49,7 +49,7 @@ scenario_plugin() {
     if plugin clone data-monday never --size 100Gi --wait --timeout 20s >"$TIMES.never" 2>&1; then die "100 GiB fit in 4"; fi
     grep -q ProvisioningFailed "$TIMES.never" || die "nothing was said: $(cat "$TIMES.never")"
     rm "$TIMES.never"
-    # Its provisioner goes on trying, and protects the source meanwhile.
+    # The provisioner protects the source for up to half a minute longer.
     measure "PVC that cannot be deleted" delete pvc/never
     folder=$(mktemp -d)
     plugin dump "$folder/" >/dev/null || die "no dump"
