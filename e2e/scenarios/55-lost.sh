@@ -97,8 +97,8 @@ scenario_etcd_restored() {
     control_plane start
     for n in "${NODES[@]}"; do "$HERE/node.sh" on "$n"; done
     for n in "${NODES[@]}"; do wait_for 100 "the agent of node $n" another_agent "$n" none; done
-    patience 150
     [[ $sum != "$newer" ]]
+    wait_for 150 "the pod to run again" ran_twice a
     running a
     holds a /data/file 16 "$newer"
     # Its claim is back, its bytes are not.
