@@ -38,7 +38,10 @@ while read -r name image; do
         cp "$work/agnhost" "$root/agnhost"
         program=(/agnhost)
         ;;
-    coreutils) add_program "$root" dd ;; # busybox's lacks oflag=nocache
+    coreutils) # busybox's dd lacks oflag=nocache, and its shell prefers its own dd
+        add_program "$root" dd
+        add_program "$root" sh
+        ;;
     esac
     add_busybox "$root"
     ln -s /proc/mounts "$root/etc/mtab"
