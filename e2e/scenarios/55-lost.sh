@@ -104,7 +104,7 @@ scenario_etcd_restored() {
     # Its claim is back, its bytes are not.
     wait_for 100 "the deleted volume to be lost" is Missing state_of "$gone"
     pod gone-next claim=gone | apply
-    wait_for 100 "the pod to be told" event_on gone-next "does not have it"
+    wait_for 100 "the pod to be told" event_on gone-next "no lvstore here has it"
     [[ $(k get pod/gone-next --output 'jsonpath={.status.phase}') == Pending ]] || die "it runs on something"
     delete pod/gone-next pvc/gone
     # And the other way round.

@@ -6,7 +6,7 @@ scenario kills "200 seeded kills of everything under volumes, snapshots and clon
 scenario_kills() {
     local kills=${KILLS:-200} seed=${SEED:-1} worker workers=() n failed=0
     LIVES=$(mktemp -d)
-    trap 'rm -rf "$LIVES"' EXIT
+    trap 'end_lives' EXIT
     for worker in 1 2 3 4; do
         (RANDOM=$((seed * 100 + worker)) && live "$worker") >"$LIVES/$worker.log" 2>&1 &
         workers+=($!)
@@ -24,16 +24,25 @@ scenario_kills() {
     say "$(cat "$LIVES"/*.log | grep -c '^lived') lives; $(cat "$LIVES"/*.log | grep -c '^renewed') pods made anew"
 }
 
+end_lives() {
+    # shellcheck disable=SC2046 # one or none each
+    kill $(jobs -p) 2>/dev/null || true
+    wait
+    tail -n 30 "$LIVES"/*.log
+    rm -rf "$LIVES"
+}
+
 # -- what is killed -------------------------------------------------------------------------------------------------
 
 kill_one() { # NTH
     local what some pod='' n=$((RANDOM % 3 + 1)) dice=$((RANDOM % 100))
     if ((dice < 30)); then
-        what=agent pod=$(agent_of "$n")
+        what=agent pod=$(agent_of "$n" || true)
+        pod=${pod##* }
     elif ((dice < 60)); then
         what=controller
-        read -ra some < <(kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=controller \
-            --output 'jsonpath={.items[*].metadata.name}')
+        read -ra some <<<"$(kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=controller \
+            --output 'jsonpath={.items[*].metadata.name}' || true)"
         pod=${some[RANDOM % (${#some[@]} + 1)]:-}
     elif ((dice < 80)); then
         # kubelet waits longer and longer before it starts a container again, so these are not all there is.

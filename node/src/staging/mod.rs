@@ -145,7 +145,12 @@ impl Node {
 
     /// The volume of that id, in whatever store it is.
     async fn find(&self, id: &str) -> Result<(Store, LvolInfo)> {
-        let none = || Error::NotFound(format!("there is no volume {id:?} on this node"));
+        let none = || {
+            let message = format!(
+                "there is no volume {id:?} on this node: no lvstore here has it, and nothing is made in its place"
+            );
+            Error::NotFound(message)
+        };
         let uuid = Uuid::parse_str(id).map_err(|_| none())?;
         for store in self.stores.all().iter() {
             match store.lvol(uuid).await {
