@@ -16,6 +16,7 @@ scenario agent-killed "the agent's pod is deleted without grace under a running 
 scenario_agent_killed() {
     local class mode name sum agent
     agent=$(agent_of 2)
+    : >"$TIMES.data"
     for class in thin-{ext4,xfs,btrfs,block}; do
         mode=Filesystem name=$class
         if [[ $class == *-block ]]; then mode=Block class=thin-ext4; fi
@@ -41,6 +42,7 @@ scenario container-restarted "after the agent was killed, a container that start
 scenario_container_restarted() {
     local class sum agent
     agent=$(agent_of 2)
+    : >"$TIMES.data"
     for class in thin-ext4 thick-xfs; do
         { pvc "$class" 512Mi class=$class && pod "$class" node=node2; } | apply
         running "$class"

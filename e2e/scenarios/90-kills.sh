@@ -138,14 +138,17 @@ gone_for_good() { eventually "$* to go" k delete "$@" --ignore-not-found --timeo
 
 # with_pod POD MODE SCRIPT: in the pod; makes it anew where that does not work.
 with_pod() {
-    local name=$1 mode=$2 script=$3 until=$((SECONDS + 300)) tries=0
+    local name=$1 mode=$2 script=$3 until=$((SECONDS + 300)) tries=0 said
     while ((SECONDS < until)); do
         if ! k wait "pod/$name" --for condition=Ready --timeout 20s >/dev/null 2>&1; then
             # Perhaps it was deleted below, and the API server was away when it was to be made again.
             apply_text "$(pod "$name" mode="$mode")" >/dev/null 2>&1 || true
             continue
         fi
-        if in_pod "$name" sh -c "set -o pipefail; $script" 2>/dev/null; then return; fi
+        if said=$(in_pod "$name" sh -c "set -o pipefail; $script" 2>/dev/null); then
+            say "$said"
+            return
+        fi
         # Once may be the API server; twice is a device that died with its agent.
         if ((++tries % 2 == 0)); then
             say "renewed $name" >&2
