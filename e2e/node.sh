@@ -36,7 +36,7 @@ init_of() { # N: the child of its unshare, once that is in a PID namespace of it
 off() {
     local n=$1 devices loops pid device loop
     devices=$(devices_of_node "$n")
-    loops=$(kubelet_loops "$n" && loops_on "$devices")
+    loops=$(kubelet_loops "$n" && recorded_loops "$n" && loops_on "$devices")
     if pid=$(pid_of "node$n-init"); then kill -KILL "$pid" 2>/dev/null || true; fi
     # Whoever died while it unmounted something that its own FUSE server carries would wait for itself for ever.
     for device in $devices; do
@@ -72,6 +72,13 @@ kubelet_loops() { # N
     while read -r loop file; do
         if [[ $file == /var/lib/kubelet/* ]] && run "$1" test -e "$file"; then say "$loop"; fi
     done < <(timeout 10 losetup --list --noheadings --output NAME,BACK-FILE)
+}
+
+# Of an agent that has died, whose files have no mount any more.
+recorded_loops() { # N
+    if pid_of "node$1-init" >/dev/null; then
+        run "$1" sh -c 'cat /run/coppice/attached/*.json 2>/dev/null || true' | jq --raw-output .device
+    fi
 }
 
 remove_cgroups() {

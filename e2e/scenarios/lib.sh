@@ -151,9 +151,11 @@ remains() {
     done
     timeout 10 losetup --list --noheadings --output NAME,BACK-FILE | awk '$2 ~ "^(/run/coppice/.*|/volume)$" { print "loop device", $0 }'
     # The engines themselves, not what the objects say of them.
-    for pod in $(kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=node --output name); do
+    for n in "${NODES[@]}"; do
+        pod=$(kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=node --field-selector "spec.nodeName=node$n" \
+            --output name | tail -n 1)
         kubectl --namespace "$NAMESPACE" exec "$pod" --container coppice -- coppice lvol ls --output json |
-            jq --raw-output --arg pod "$pod" '.[]? | "in the store of \($pod): \(.name // .uuid)"'
+            jq --raw-output --arg n "$n" '.[]? | "in the store of node\($n): \(.name // .uuid)"'
     done
 }
 left_over() { comm -13 "$1" <(remains | sort); } # FILE: what was there before, sorted
