@@ -23,7 +23,7 @@ demo: ## the whole life of a volume on this machine, through CSI (root)
 	@"$${CARGO_TARGET_DIR:-target}/release/coppice" demo
 
 test: ## everything (root; under 40 minutes); STEPS="a b" runs only these, see scripts/test.sh --list
-	@$(SETUP) build run test fuzz cluster
+	@$(SETUP) build run test fuzz cluster conformance
 	@scripts/test.sh $(STEPS)
 
 check: ## the fast part of test, for working

@@ -22,6 +22,9 @@ else
     "$here/build/coppice-image.sh" "$image" "$COPPICE" docker.io/library/coppice:e2e
     "$here/node.sh" load "$image" >"$CLUSTER/log/load.log" || die "the nodes do not take the image: $(tail -n 3 "$CLUSTER/log/load.log")"
     progress "image in the nodes"
+    # kubectl coppice, and its completion; see enter.sh.
+    mkdir -p "$CLUSTER/bin"
+    for name in kubectl-coppice kubectl_complete-coppice; do ln -sf "$(realpath "$COPPICE")" "$CLUSTER/bin/$name"; done
 fi
 
 values=(--values "$here/values.yaml")

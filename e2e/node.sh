@@ -36,7 +36,7 @@ init_of() { # N: the child of its unshare, once that is in a PID namespace of it
 off() {
     local n=$1 devices loops pid device loop
     devices=$(devices_of_node "$n")
-    loops=$(loops_on "$devices")
+    loops=$(kubelet_loops "$n" && loops_on "$devices")
     if pid=$(pid_of "node$n-init"); then kill -KILL "$pid" 2>/dev/null || true; fi
     # Whoever died while it unmounted something that its own FUSE server carries would wait for itself for ever.
     for device in $devices; do
@@ -63,6 +63,15 @@ loops_on() {
     while read -r loop device; do
         if grep -qxF "$device" <<<"$1"; then say "$loop"; fi
     done < <(timeout 10 losetup --list --noheadings --output NAME,BACK-MAJ:MIN)
+}
+
+# kubelet has a loop device of its own on each raw block volume.
+kubelet_loops() { # N
+    local loop file
+    pid_of "node$1-init" >/dev/null || return 0
+    while read -r loop file; do
+        if [[ $file == /var/lib/kubelet/* ]] && run "$1" test -e "$file"; then say "$loop"; fi
+    done < <(timeout 10 losetup --list --noheadings --output NAME,BACK-FILE)
 }
 
 remove_cgroups() {

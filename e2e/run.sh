@@ -96,6 +96,7 @@ for name in "${chosen[@]}"; do
         say "ok      $name ($(since "$start") s)"
     else
         failed+=("$name")
+        remains | sort >"$logs/before" # the next is not to blame for what this one left
         say "FAILED  $name ($(since "$start") s), see $logs/$name"
     fi
 done

@@ -49,8 +49,14 @@ has everything '^kind: VolumeSnapshotClass'
 lacks plain 'name: snapshotter'
 lacks plain '^kind: VolumeSnapshotClass'
 lacks everything '^kind: PodMonitor'
-render --set monitoring.podMonitors=true >"$tmp/monitored"
+lacks everything '^kind: PrometheusRule'
+lacks everything 'grafana_dashboard'
+render --set monitoring.podMonitors=true,monitoring.rules=true,monitoring.dashboard=true >"$tmp/monitored"
 has monitored '^kind: PodMonitor'
+has monitored 'grafana_dashboard: "1"'
+# The rules come out as they went in.
+diff --ignore-blank-lines "$chart/files/rules.yaml" <(sed -n '/^kind: PrometheusRule/,/^---/p' "$tmp/monitored" | sed -n '/^  # Alerts/,/^---/{/^---/!p}' | sed 's/^  //') ||
+    die "the rules of the PrometheusRule are others than those of the file"
 render --set 'lvstores[0].node=a,lvstores[0].name=b,lvstores[0].device=c' >"$tmp/first"
 lacks first '^kind: Lvstore$'
 
@@ -79,5 +85,6 @@ refused "/lvstores/0/device" --set 'lvstores[0].node=a,lvstores[0].name=b,lvstor
 refused "/lvstores/0" --set 'lvstores[0].node=a,lvstores[0].name=b'
 refused "provisioning" --set 'storageClasses[0].name=a,storageClasses[0].parameters.provisioning=fat'
 refused "runDir" --set node.runDir=run/coppice
+refused "dashboard" --set monitoring.dashboards=true
 refused "pullPolicy" --set image.pullPolicy=Sometimes
 say "chart: lint, kinds, versions, schema and rendering are as they should be"

@@ -7,16 +7,18 @@ export ROOT
 
 # Tools that are built once and kept outside the tree, under their version.
 CSI_SANITY_VERSION=5.5.0
+PROMTOOL_VERSION=0.316.0 # of Prometheus 3.16
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.2
 
 CACHE=${COPPICE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/coppice}
 CSI_SANITY_DIR=$CACHE/bin/csi-sanity-$CSI_SANITY_VERSION
+PROMTOOL_DIR=$CACHE/bin/promtool-$PROMTOOL_VERSION
 CARGO_DENY_DIR=$CACHE/bin/cargo-deny-$CARGO_DENY_VERSION
 CARGO_FUZZ_DIR=$CACHE/bin/cargo-fuzz-$CARGO_FUZZ_VERSION
 
 # mkfs and losetup live in sbin, which a plain user's PATH lacks; cargo and go in places of their own.
-PATH=$CSI_SANITY_DIR/bin:$CARGO_DENY_DIR/bin:$CARGO_FUZZ_DIR/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
+PATH=$CSI_SANITY_DIR/bin:$PROMTOOL_DIR/bin:$CARGO_DENY_DIR/bin:$CARGO_FUZZ_DIR/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
 [[ -d ${HOME:-/root}/.cargo/bin ]] && PATH=$PATH:${HOME:-/root}/.cargo/bin
 [[ -d /usr/local/go/bin ]] && PATH=$PATH:/usr/local/go/bin
 export PATH

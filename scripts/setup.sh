@@ -69,7 +69,7 @@ if want conformance; then
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
 fi
 
-# Go is only needed to build csi-sanity, the cluster's programs and Kubernetes' storage suite; 1.21 is the first that fetches the Go release a module
+# Go is only needed to build csi-sanity, promtool, the cluster's programs and Kubernetes' storage suite; 1.21 is the first that fetches the Go release a module
 # asks for.
 go_version() { # GO: e.g. "1 26", or nothing
     local text
@@ -83,7 +83,7 @@ go_is_new_enough() {
 }
 need_go=
 wants_go() {
-    want test && [[ ! -x $CSI_SANITY_DIR/bin/csi-sanity ]] && return
+    want test && [[ ! -x $CSI_SANITY_DIR/bin/csi-sanity || ! -x $PROMTOOL_DIR/bin/promtool ]] && return
     want cluster && [[ ! -x $KUBERNETES_DIR/bin/kube || ! -x $SIDECARS_DIR/bin/helm ]] && return
     want conformance && [[ ! -x $CONFORMANCE_DIR/bin/e2e.test ]]
 }
@@ -154,9 +154,9 @@ build_once() {
     fi
     flock -u 9
 }
-with_go() {
+with_go() { # MODULE@VERSION [OPTION…]
     mkdir -p "$OUT/bin"
-    env GOFLAGS= GOTOOLCHAIN=auto CGO_ENABLED=0 GOBIN="$OUT/bin" go install -trimpath "$1"
+    env GOFLAGS= GOTOOLCHAIN=auto CGO_ENABLED=0 GOBIN="$OUT/bin" go install -trimpath "${@:2}" "$1"
 }
 with_script() { # one of e2e/build
     mkdir -p "$OUT/bin"
@@ -168,6 +168,8 @@ with_cargo() {
 
 if want test; then
     build_once "$CSI_SANITY_DIR" bin/csi-sanity with_go "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v$CSI_SANITY_VERSION"
+    # Without the clients of every cloud that Prometheus can find its targets in.
+    build_once "$PROMTOOL_DIR" bin/promtool with_go "github.com/prometheus/prometheus/cmd/promtool@v$PROMTOOL_VERSION" -tags remove_all_sd
 fi
 if want lint; then build_once "$CARGO_DENY_DIR" bin/cargo-deny with_cargo cargo-deny "$CARGO_DENY_VERSION"; fi
 if want fuzz; then build_once "$CARGO_FUZZ_DIR" bin/cargo-fuzz with_cargo cargo-fuzz "$CARGO_FUZZ_VERSION"; fi

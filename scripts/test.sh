@@ -32,6 +32,8 @@ step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
 step chart full "the Helm chart: lint, schema, its kinds against coppice crds" \
     "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/chart.sh"
+step monitoring full "alerts, dashboard and metrics: promtool, and names that agree" \
+    "scripts/monitoring.sh"
 step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
     "cargo test --release -p coppice --test bench -- --ignored"
 step power-cuts full "power cuts under the real binary, on a disk whose write cache forgets" \
@@ -44,6 +46,10 @@ step callers full "random CSI callers while the driver is killed; COPPICE_CALLER
     "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) cargo test --release -p coppice --test callers -- --ignored --nocapture"
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
     "scripts/fs-torture.sh"
+step e2e full "claims, snapshots, clones and what may happen to them, on a Kubernetes cluster" \
+    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/e2e.sh"
+step conformance full "the fast part of Kubernetes' own storage suite" \
+    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/conformance.sh --fast"
 # -------------------------------------------------------------------------------------------------------------------
 
 index_of() {

@@ -1,7 +1,7 @@
 //! The command line: every subcommand and option, and nothing else.
 
 use crate::output::Format;
-use crate::{bench, controller, demo, node, size, standalone};
+use crate::{bench, controller, demo, kubectl, node, size, standalone};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -52,6 +52,23 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// The definitions of the Kubernetes kinds Lvol and Lvstore, as YAML for kubectl apply
     Crds,
+    /// Volumes as users of the cluster see them; as kubectl's plugin: kubectl coppice
+    #[command(disable_help_flag = true)]
+    Kubectl(KubectlWords),
+    /// Print a completion script
+    Completion(kubectl::Completion),
+}
+
+/// A command line of its own, which `kubectl` reads.
+#[derive(Args)]
+pub struct KubectlWords {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub words: Vec<std::ffi::OsString>,
+}
+
+/// All commands with theirs, for completion.
+pub fn whole() -> clap::Command {
+    Cli::command().mut_subcommand("kubectl", |_| kubectl::command().name("kubectl"))
 }
 
 #[derive(Subcommand)]

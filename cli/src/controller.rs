@@ -4,28 +4,22 @@
 //! nobody asks for (`background`) is done by one at a time.
 
 use crate::http;
-use crate::serving::Signals;
-use anyhow::{Context, Result};
+use crate::serving::{Serving, Signals};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use coppice_controller::csi::{ControllerService, IdentityService};
 use coppice_controller::kube::{Background, KubeBackend};
 use coppice_controller::volume::Volumes;
-use coppice_proto::calls::Calls;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
+use coppice_proto::exposition::Exposition;
 use coppice_proto::unix;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server as Grpc;
-use tracing::{info, warn};
+use tracing::info;
 
-/// How long calls that are running may take to end; a pod has 30 s by default.
-const DRAIN_SECONDS_MAX: u64 = 20;
 /// How long the API server may take to let another replica have the lease.
 const LEASE_SECONDS_MAX: u64 = 5;
 
@@ -51,58 +45,48 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     let client = kube::Client::try_default().await.context("find the API server: kubeconfig, or the pod's account")?;
     let backend = Arc::new(KubeBackend::start(client.clone()));
     let background = Background::new(client, backend.clone(), args.pod_namespace, args.pod_name);
-    let calls = Calls::default();
-    let (stop, stopped) = watch::channel(false);
-    let mut serving: JoinSet<Result<()>> = JoinSet::new();
-    if let Some(at) = args.http {
-        let (backend, background) = (backend.clone(), background.clone());
-        serving.spawn(http::serve(at, move || backend.is_synced(), move || background.metrics()));
-    }
-    let csi = serve(backend, calls.clone(), &endpoint, stopped.clone());
-    let mut csi = std::pin::pin!(csi);
-    let mut work = tokio::spawn(background.run(stopped));
+    let mut serving = Serving::new();
+    let (of, told, timings) = (backend.clone(), background.clone(), serving.timings.clone());
+    let metrics = move || {
+        let mut out = Exposition::of("controller");
+        told.metrics(&mut out);
+        timings.expose(&mut out);
+        std::future::ready(out.finish())
+    };
+    let http = async {
+        match args.http {
+            Some(at) => http::serve(at, move || of.is_synced(), metrics).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut http = std::pin::pin!(http);
+    let stop = watch::Sender::new(false);
+    let mut work = tokio::spawn(background.run(stop.subscribe()));
     let ended = tokio::select! {
+        // Only then the cluster's objects are known: sidecars wait for the socket.
+        () = backend.synced() => {
+            let volumes = Arc::new(Volumes::new(backend.clone()));
+            let csi = serving
+                .grpc()
+                .add_service(IdentityServer::new(IdentityService { alpha: false }))
+                .add_service(ControllerServer::new(ControllerService::new(volumes, serving.calls.clone(), false)));
+            serving.serve(csi, &endpoint)?;
+            info!(endpoint = %endpoint.display(), "serving");
+            tokio::select! {
+                ended = serving.until_stopped(signals) => ended,
+                _ = &mut work => Err(anyhow!("the background work ended")),
+                ended = &mut http => ended,
+            }
+        }
         () = signals.any() => Ok(()),
-        ended = &mut csi => ended.context("the CSI socket is not served any more"),
-        ended = &mut work => ended.context("the background work ended"),
-        Some(ended) = serving.join_next() => ended.context("http ended").and_then(|ended| ended),
+        _ = &mut work => Err(anyhow!("the background work ended")),
+        ended = &mut http => ended,
     };
     let _ = stop.send(true);
-    let limit = Duration::from_secs(DRAIN_SECONDS_MAX);
-    // Answers are written out, then nothing more comes.
-    let drained = match &ended {
-        Ok(()) => tokio::time::timeout(limit, csi).await.is_ok() && calls.finish(limit).await,
-        Err(_) => calls.finish(limit).await,
-    };
+    serving.drain().await;
     if !work.is_finished() {
         let _ = tokio::time::timeout(Duration::from_secs(LEASE_SECONDS_MAX), &mut work).await;
     }
-    if !drained {
-        warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off; their retries find what they left");
-    }
-    let _ = std::fs::remove_file(&endpoint);
+    serving.remove_sockets();
     ended
-}
-
-/// Serves CSI once the cluster's objects are known: sidecars wait for the socket.
-async fn serve(
-    backend: Arc<KubeBackend>,
-    calls: Calls,
-    endpoint: &Path,
-    mut stopped: watch::Receiver<bool>,
-) -> Result<()> {
-    tokio::select! {
-        () = backend.synced() => {}
-        _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
-    }
-    let volumes = Arc::new(Volumes::new(backend));
-    let router = Grpc::builder()
-        .add_service(IdentityServer::new(IdentityService { alpha: false }))
-        .add_service(ControllerServer::new(ControllerService::new(volumes, calls, false)));
-    let listener = unix::listen(endpoint).with_context(|| format!("listen on {}", endpoint.display()))?;
-    info!(endpoint = %endpoint.display(), "serving");
-    let until = async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    Ok(router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until).await?)
 }

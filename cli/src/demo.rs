@@ -108,6 +108,7 @@ async fn make_store(path: &Path) -> Result<()> {
         max_size: None,
         block_size: None,
         force: false,
+        owner: None,
     };
     let made = engine.create_store(path, how).await;
     engine.shutdown().await;
@@ -165,7 +166,7 @@ async fn sweep(base: &Path) -> Result<()> {
         mount::unmount(&there.target, IfBusy::Detach).await?;
     }
     if exports.exists() {
-        coppice_engine::remove_dead_exports(&exports)?;
+        coppice_engine::remove_dead_exports(&exports, &[], &[])?;
     }
     Ok(())
 }

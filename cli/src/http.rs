@@ -1,4 +1,4 @@
-//! Health, readiness and metrics of the Kubernetes roles, over plain HTTP for kubelet and Prometheus.
+//! Health, readiness and metrics, over plain HTTP for kubelet and Prometheus.
 //!
 //! | path | answer |
 //! |---|---|
@@ -8,6 +8,7 @@
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use coppice_proto::exposition;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -15,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +30,17 @@ const CONNECTIONS_MAX: usize = 32;
 const HEADER_SECONDS_MAX: u64 = 10;
 
 /// Serves until the future is dropped. `ready` and `metrics` are called once for each request, and must not block for long.
-pub async fn serve(
+/// Port 0 is any free port; the log says which.
+pub async fn serve<M>(
     at: SocketAddr,
     ready: impl Fn() -> bool + Send + Sync + 'static,
-    metrics: impl Fn() -> String + Send + Sync + 'static,
-) -> Result<()> {
+    metrics: impl Fn() -> M + Send + Sync + 'static,
+) -> Result<()>
+where
+    M: Future<Output = String> + Send + 'static,
+{
     let listener = TcpListener::bind(at).await.with_context(|| format!("listen on {at}"))?;
-    info!(%at, "health and metrics");
+    info!(at = %listener.local_addr().unwrap_or(at), "health and metrics");
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let answers = Arc::new((ready, metrics));
     loop {
@@ -52,8 +58,11 @@ pub async fn serve(
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
-                let answer = answer(request.method(), request.uri().path(), &answers.0, &answers.1);
-                async move { Ok::<_, Infallible>(answer) }
+                let answers = answers.clone();
+                async move {
+                    let path = request.uri().path();
+                    Ok::<_, Infallible>(answer(request.method(), path, &answers.0, &answers.1).await)
+                }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(HEADER_SECONDS_MAX));
@@ -64,11 +73,11 @@ pub async fn serve(
     }
 }
 
-fn answer(
+async fn answer<M: Future<Output = String>>(
     method: &Method,
     path: &str,
     ready: &impl Fn() -> bool,
-    metrics: &impl Fn() -> String,
+    metrics: &impl Fn() -> M,
 ) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".into()),
@@ -76,9 +85,7 @@ fn answer(
             true => (StatusCode::OK, "text/plain", "ok\n".into()),
             false => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready\n".into()),
         },
-        (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics())
-        }
+        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, exposition::CONTENT_TYPE, metrics().await),
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /healthz, /readyz and /metrics\n".into()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -91,16 +98,16 @@ fn answer(
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_answered() {
-        let ask = |method: &Method, path: &str, ready: bool| {
-            answer(method, path, &|| ready, &|| "a 1\n".into()).status().as_u16()
+    #[tokio::test]
+    async fn what_is_answered() {
+        let ask = async |method: &Method, path: &str, ready: bool| {
+            answer(method, path, &|| ready, &async || "a 1\n".into()).await.status().as_u16()
         };
-        assert_eq!(ask(&Method::GET, "/healthz", false), 200);
-        assert_eq!(ask(&Method::GET, "/readyz", false), 503);
-        assert_eq!(ask(&Method::GET, "/readyz", true), 200);
-        assert_eq!(ask(&Method::GET, "/metrics", false), 200);
-        assert_eq!(ask(&Method::POST, "/metrics", true), 404);
-        assert_eq!(ask(&Method::GET, "/", true), 404);
+        assert_eq!(ask(&Method::GET, "/healthz", false).await, 200);
+        assert_eq!(ask(&Method::GET, "/readyz", false).await, 503);
+        assert_eq!(ask(&Method::GET, "/readyz", true).await, 200);
+        assert_eq!(ask(&Method::GET, "/metrics", false).await, 200);
+        assert_eq!(ask(&Method::POST, "/metrics", true).await, 404);
+        assert_eq!(ask(&Method::GET, "/", true).await, 404);
     }
 }

@@ -99,6 +99,7 @@ async fn create(global: &Global, how: StoreCreate) -> Result<()> {
         max_size: how.max_size,
         block_size: how.block_size,
         force: how.force,
+        owner: None,
     };
     let engine = Engine::start(EngineConfig { shards: 1, ..EngineConfig::default() })?;
     let made = engine.create_store(&path, store).await;
@@ -218,6 +219,7 @@ fn describe(store: &StoreInfo, closed: bool) -> String {
         ("uuid", store.uuid.to_string()),
         ("path", store.path.clone()),
         ("state", condition(store, closed).to_string()),
+        ("owner", store.owner.map_or_else(|| "none".to_string(), |owner| format!("the cluster {owner}"))),
         ("size", human(store.size)),
         ("can grow to", human(store.max_size)),
         ("cluster size", human(store.cluster_size.into())),

@@ -10,6 +10,7 @@ mod crds;
 mod demo;
 mod guard;
 mod http;
+mod kubectl;
 mod lvol;
 mod lvstore;
 mod node;
@@ -37,15 +38,37 @@ pub enum Outcome {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let asked = match kubectl::called(std::env::args_os()) {
+        Some(kubectl::Call::Run { name, args }) => Asked::Kubectl(kubectl::parse(name, args)),
+        Some(kubectl::Call::Complete(words)) => Asked::Complete(words),
+        None => Asked::Coppice(Cli::parse()),
+    };
     let done = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match done.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli))) {
+    match done.map_err(Into::into).and_then(|runtime| runtime.block_on(answer(asked))) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::from(1),
         Err(error) => {
             eprintln!("error: {}", output::clean(&format!("{error:#}")));
             ExitCode::from(1)
         }
+    }
+}
+
+/// What the process was called for; see `kubectl::called`.
+enum Asked {
+    Coppice(Cli),
+    Kubectl(kubectl::Kubectl),
+    Complete(Vec<String>),
+}
+
+async fn answer(asked: Asked) -> Result<Outcome> {
+    match asked {
+        Asked::Coppice(cli) => run(cli).await,
+        Asked::Kubectl(kubectl) => {
+            log("error");
+            kubectl::run(kubectl).await
+        }
+        Asked::Complete(words) => kubectl::complete(&words).await.map(|()| Outcome::Done),
     }
 }
 
@@ -70,6 +93,8 @@ async fn run(cli: Cli) -> Result<Outcome> {
         Command::Standalone(args) => standalone::run(args).await?,
         Command::Bench(args) => bench::run(args, global.output == output::Format::Json).await?,
         Command::Crds => crds::run(global.output)?,
+        Command::Kubectl(args) => return kubectl::run(kubectl::parse("coppice kubectl", args.words)).await,
+        Command::Completion(args) => kubectl::script_of(args.shell, args::whole(), "coppice")?,
         Command::Node(args) => node::run(args).await?,
         Command::Controller(args) => controller::run(args).await?,
     }

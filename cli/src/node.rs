@@ -1,21 +1,23 @@
 //! `coppice node`: the agent of one node of a Kubernetes cluster, and CSI's Node service for its kubelet.
 //!
 //! Order of the start: the run directory is ours; what a killed predecessor left is removed; health is served; the agent
-//! tries every lvstore of the node; only then CSI is served, and kubelet told. Until the API server has answered once it is
-//! not known which stores there are; from then on CSI does not need it.
+//! tries every lvstore of the node, though it does not wait for ever for one that hangs; only then CSI is served, and kubelet
+//! told. Nothing of this needs the API server: without it the stores are opened that were open before.
 //!
 //! At the end nothing new begins, what is mounted is written out and stays, and stores that nobody uses are closed clean.
 
 use crate::http;
 use crate::quiesce::NodeQuiesce;
 use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use coppice_controller::csi::IdentityService;
-use coppice_engine::{Engine, EngineConfig, Stores};
+use coppice_engine::Stores;
+use coppice_node::Absent;
 use coppice_node::admin::AdminService;
-use coppice_node::agent::{self, Agent};
+use coppice_node::agent::{self, Agent, Timing};
 use coppice_node::csi::NodeService;
+use coppice_node::metrics::StoreMetrics;
 use coppice_node::registration::Registrar;
 use coppice_node::staging::Node;
 use coppice_proto::capability::DRIVER_NAME;
@@ -27,7 +29,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::Server as Grpc;
 use tracing::{info, warn};
 
 /// How long the agent may take to end what it began.
@@ -47,7 +48,7 @@ pub struct NodeArgs {
     /// Admin socket and attach records; one process at a time
     #[arg(long, value_name = "DIR", default_value = crate::standalone::DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
-    /// Where lvstores lie that are files
+    /// Where lvstores lie that are files, and a note of those that are open
     #[arg(long, value_name = "DIR", default_value = "/var/lib/coppice")]
     pub file_dir: PathBuf,
     /// Where health, readiness and metrics are served
@@ -67,9 +68,10 @@ pub async fn run(args: NodeArgs) -> Result<()> {
     let endpoint = unix::parse_endpoint(&args.endpoint).map_err(anyhow::Error::msg)?;
     let run_dir = RunDir::take(&args.run_dir)?;
     let stores = Stores::default();
-    let node = Arc::new(Node::new(stores.clone(), run_dir.path())?);
+    let absent = Absent::default();
+    let node = Arc::new(Node::new(stores.clone(), absent.clone(), run_dir.path())?);
     node.recover().await.context("clean up after a killed predecessor")?;
-    let engine = Engine::start(EngineConfig { shards: args.shards, ..EngineConfig::default() });
+    let engine = serving::start_engine(args.shards);
     if let Err(e) = &engine {
         warn!("the engine does not start: {e}");
     }
@@ -78,37 +80,42 @@ pub async fn run(args: NodeArgs) -> Result<()> {
         node: args.node_name.clone(),
         engine: engine.clone().map_err(|e| unfit(&e)),
         stores: stores.clone(),
+        absent,
         quiesce: Arc::new(NodeQuiesce(node.clone())),
         file_dir: args.file_dir,
+        timing: Timing::default(),
     });
 
     let (registrar, registered) = Registrar::new(DRIVER_NAME, &endpoint);
     let ready = move || *registered.borrow();
-    let (of, name) = (stores.clone(), args.node_name.clone());
-    let mut http = tokio::spawn(http::serve(args.http, ready, move || agent::metrics(&of, &name)));
+    let mut serving = Serving::new();
+    let metrics = Arc::new(StoreMetrics::new(stores.clone(), args.node_name.clone()));
+    let (timings, of) = (serving.timings.clone(), agent.clone());
+    let metrics = move || serving::exposition("node", metrics.clone(), of.wanted(), timings.clone());
+    let mut http = tokio::spawn(http::serve(args.http, ready, metrics));
     let stop = watch::Sender::new(false);
     let mut working = tokio::spawn(agent.clone().run(stop.subscribe()));
 
-    let mut serving = Serving::new();
-    tokio::select! {
+    let ended = tokio::select! {
         () = agent.tried() => {
-            let csi = Grpc::builder()
+            let csi = serving.grpc()
                 .add_service(IdentityServer::new(IdentityService { alpha: false }))
                 .add_service(NodeServer::new(NodeService::new(node.clone(), serving.calls.clone(), args.node_name)));
             let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
             serving.serve(csi, &endpoint)?;
-            serving.serve(Grpc::builder().add_service(admin), &run_dir.path().join("admin.sock"))?;
-            serving.serve(Grpc::builder().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
+            serving.serve(serving.grpc().add_service(admin), &run_dir.path().join("admin.sock"))?;
+            serving.serve(serving.grpc().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
+            tokio::spawn(node.clone().heal());
             info!(endpoint = %endpoint.display(), "serving");
             tokio::select! {
-                () = serving.until_stopped(signals) => {}
-                _ = &mut working => warn!("the agent ended"),
-                failed = &mut http => warn!("health and metrics are not served any more: {failed:?}"),
+                ended = serving.until_stopped(signals) => ended,
+                _ = &mut working => Err(anyhow!("the agent ended")),
+                ended = &mut http => ended.map_err(Into::into).flatten(),
             }
         }
-        () = signals.any() => {}
-        failed = &mut http => warn!("health and metrics are not served: {failed:?}"),
-    }
+        () = signals.any() => Ok(()),
+        ended = &mut http => ended.map_err(Into::into).flatten(),
+    };
     serving.drain().await;
     let _ = stop.send(true);
     let limit = Duration::from_secs(AGENT_SECONDS_MAX);
@@ -119,7 +126,7 @@ pub async fn run(args: NodeArgs) -> Result<()> {
         serving::report_in_use(&serving::close(engine, &stores, &node).await?);
     }
     serving.remove_sockets();
-    Ok(())
+    ended
 }
 
 /// Why there is no engine, with advice.

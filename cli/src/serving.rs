@@ -2,27 +2,42 @@
 
 use crate::guard::Guard;
 use anyhow::{Context, Result, bail};
-use coppice_engine::{Engine, ErrorKind, OpenStore, Store, Stores};
+use coppice_engine::{Engine, EngineConfig, Store, Stores};
+use coppice_node::metrics::{StoreMetrics, Wanted};
 use coppice_node::staging::Node;
 use coppice_proto::calls::Calls;
+use coppice_proto::exposition::Exposition;
+use coppice_proto::timings::Timings;
 use coppice_proto::unix;
+use futures_util::future::join_all;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server as Grpc;
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
 /// How long a store that another process still holds is waited for: a killed predecessor's last I/O.
-const LOCK_SECONDS_MAX: u64 = 10;
+const LOCK_SECONDS_MAX: u64 = 8;
+/// How long a store may take to close.
+const CLOSE_SECONDS_MAX: u64 = 20;
 /// How long a killed predecessor's guard is waited for.
 const RUN_DIR_SECONDS_MAX: u64 = 5;
-/// How long calls that are running may take to end.
-const DRAIN_SECONDS_MAX: u64 = 30;
+/// How long calls that are running may take to end; a pod has 30 s by default, for all that it does.
+const DRAIN_SECONDS_MAX: u64 = 20;
+
+/// An engine that waits for what a killed predecessor still holds.
+pub fn start_engine(shards: usize) -> coppice_engine::Result<Engine> {
+    let patience = Duration::from_secs(LOCK_SECONDS_MAX);
+    Engine::start(EngineConfig { shards, patience, ..EngineConfig::default() })
+}
 
 /// The run directory, which belongs to one process at a time.
 pub struct RunDir {
@@ -47,9 +62,13 @@ impl RunDir {
     }
 }
 
+/// What every gRPC server is wrapped in.
+pub type Timed = Stack<Timings, Identity>;
+
 /// Servers on unix sockets that end together.
 pub struct Serving {
     pub calls: Calls,
+    pub timings: Timings,
     stop: watch::Sender<bool>,
     servers: JoinSet<Result<()>>,
     sockets: Vec<PathBuf>,
@@ -59,13 +78,19 @@ impl Serving {
     pub fn new() -> Serving {
         Serving {
             calls: Calls::default(),
+            timings: Timings::default(),
             stop: watch::Sender::new(false),
             servers: JoinSet::new(),
             sockets: Vec::new(),
         }
     }
 
-    pub fn serve(&mut self, router: Router, path: &Path) -> Result<()> {
+    /// A server whose calls are timed.
+    pub fn grpc(&self) -> Grpc<Timed> {
+        Grpc::builder().layer(self.timings.clone())
+    }
+
+    pub fn serve(&mut self, router: Router<Timed>, path: &Path) -> Result<()> {
         let listener = unix::listen(path).with_context(|| format!("listen on {}", path.display()))?;
         let mut stopped = self.stop.subscribe();
         self.servers.spawn(async move {
@@ -78,14 +103,18 @@ impl Serving {
         Ok(())
     }
 
-    /// Waits until the process is asked to end, or one of the servers has ended.
-    pub async fn until_stopped(&mut self, mut signals: Signals) {
+    /// Waits until the process is asked to end. An error if one of the servers ends before.
+    pub async fn until_stopped(&mut self, mut signals: Signals) -> Result<()> {
         tokio::select! {
-            () = signals.any() => {}
-            ended = self.servers.join_next(), if !self.servers.is_empty() => match ended {
-                Some(Ok(Err(e))) => warn!("a socket is not served any more: {e:#}"),
-                _ => warn!("a socket is not served any more"),
-            },
+            () = signals.any() => Ok(()),
+            ended = self.servers.join_next(), if !self.servers.is_empty() => {
+                match ended {
+                    Some(Ok(ended)) => ended,
+                    _ => Ok(()),
+                }
+                .and_then(|()| bail!("it ended by itself"))
+                .context("a socket is not served any more")
+            }
         }
     }
 
@@ -93,9 +122,13 @@ impl Serving {
     pub async fn drain(&mut self) {
         let _ = self.stop.send(true);
         let limit = Duration::from_secs(DRAIN_SECONDS_MAX);
-        let drained = tokio::time::timeout(limit, async { while self.servers.join_next().await.is_some() {} });
-        if drained.await.is_err() || !self.calls.finish(limit).await {
-            warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off");
+        let (servers, calls) = (&mut self.servers, &self.calls);
+        let drained = async {
+            while servers.join_next().await.is_some() {}
+            calls.finish(limit).await
+        };
+        if !tokio::time::timeout(limit, drained).await.unwrap_or(false) {
+            warn!("calls are still running after {DRAIN_SECONDS_MAX} s: cut off; their retries find what they left");
             self.servers.abort_all();
         }
     }
@@ -105,6 +138,19 @@ impl Serving {
             let _ = std::fs::remove_file(socket);
         }
     }
+}
+
+/// What Prometheus is told of a process that has lvstores.
+pub async fn exposition(
+    role: &'static str,
+    stores: Arc<StoreMetrics>,
+    wanted: Vec<Wanted>,
+    timings: Timings,
+) -> String {
+    let mut out = Exposition::of(role);
+    stores.expose(&mut out, &wanted).await;
+    timings.expose(&mut out);
+    out.finish()
 }
 
 /// What asks a process to end. Made before anything else, so that none is missed.
@@ -130,22 +176,36 @@ impl Signals {
 /// their store is left as a crash would leave it. All else is closed clean.
 pub async fn close(engine: &Engine, stores: &Stores, node: &Node) -> Result<Vec<String>> {
     let in_use = node.stop_unused().await?;
-    let mut all_closed = true;
-    for store in stores.all().iter() {
-        if !store.exports().is_empty() {
-            for export in store.exports() {
-                store.flush(export.lvol()).await?;
-            }
-            all_closed = false;
-            continue;
-        }
-        store.close().await.with_context(|| format!("close the lvstore {}", store.name()))?;
-        info!(lvstore = store.name(), "closed");
-    }
-    if all_closed {
+    let all = stores.all();
+    let closed = join_all(all.iter().map(close_one)).await;
+    // A store that is open is left as a crash would leave it.
+    if closed.iter().all(|closed| matches!(closed, Ok(true))) {
         engine.shutdown().await;
     }
+    closed.into_iter().collect::<Result<Vec<bool>>>()?;
     Ok(in_use)
+}
+
+/// False: it is in use, and what its volumes had is on the device.
+async fn close_one(store: &Store) -> Result<bool> {
+    let name = store.name();
+    let work = async {
+        let exports = store.exports();
+        for export in &exports {
+            store.flush(export.lvol()).await?;
+        }
+        if exports.is_empty() {
+            store.close().await?;
+            info!(lvstore = name, "closed");
+        }
+        Ok(exports.is_empty())
+    };
+    let limit = Duration::from_secs(CLOSE_SECONDS_MAX);
+    let closed: coppice_engine::Result<bool> = match tokio::time::timeout(limit, work).await {
+        Ok(closed) => closed,
+        Err(_) => bail!("the device of the lvstore {name} has not answered for {CLOSE_SECONDS_MAX} s: left as it is"),
+    };
+    closed.with_context(|| format!("close the lvstore {name}"))
 }
 
 /// Says what is left in use by a process that ends.
@@ -164,18 +224,6 @@ pub fn check_node_name(name: &str, option: &str) -> Result<()> {
         bail!("{option} {name:?}: up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends");
     }
     Ok(())
-}
-
-pub async fn open_patiently(engine: &Engine, path: &Path) -> coppice_engine::Result<Store> {
-    let deadline = Instant::now() + Duration::from_secs(LOCK_SECONDS_MAX);
-    loop {
-        match engine.open_store(path, OpenStore::default()).await {
-            Err(e) if e.kind() == ErrorKind::Locked && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            other => return other,
-        }
-    }
 }
 
 /// Makes the run directory and locks it.

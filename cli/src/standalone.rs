@@ -4,24 +4,27 @@
 //! and the mount points of exports. A predecessor that was killed left dead mounts and devices: they are removed before
 //! anything is served.
 
+use crate::http;
 use crate::quiesce::NodeQuiesce;
-use crate::serving::{self, RunDir, Serving, Signals, check_node_name, open_patiently};
+use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coppice_controller::csi::{ControllerService, IdentityService};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Volumes;
-use coppice_engine::{Engine, EngineConfig, Store, Stores};
+use coppice_engine::{Engine, OpenStore, Store, Stores};
+use coppice_node::Absent;
 use coppice_node::admin::AdminService;
 use coppice_node::csi::NodeService;
+use coppice_node::metrics::StoreMetrics;
 use coppice_node::staging::Node;
 use coppice_proto::csi::v1::controller_server::ControllerServer;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
 use coppice_proto::csi::v1::node_server::NodeServer;
 use coppice_proto::unix;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tonic::transport::Server as Grpc;
 use tracing::info;
 
 /// Where the admin socket and the attach records are, unless told otherwise.
@@ -40,6 +43,9 @@ pub struct StandaloneArgs {
     /// Name of this node, reported to the orchestrator. Default: the host's name
     #[arg(long, value_name = "NAME")]
     pub node_id: Option<String>,
+    /// Where health, readiness and metrics are served
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
     /// Data threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub shards: usize,
@@ -81,11 +87,24 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         shards: args.shards,
         alpha: args.alpha_capabilities,
     };
+    let name = config.node_id.clone();
     let mut server = Server::start(config).await?;
-    server.serving.until_stopped(signals).await;
+    let metrics = Arc::new(StoreMetrics::new(server.stores.clone(), name));
+    let timings = server.serving.timings.clone();
+    let metrics = move || serving::exposition("standalone", metrics.clone(), Vec::new(), timings.clone());
+    let http = async {
+        match args.http {
+            Some(at) => http::serve(at, || true, metrics).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = server.serving.until_stopped(signals) => ended,
+        ended = http => ended,
+    };
     server.drain().await;
     serving::report_in_use(&server.close().await?);
-    Ok(())
+    ended
 }
 
 fn host_name() -> Result<String> {
@@ -100,9 +119,9 @@ impl Server {
             bail!("--shards 0: at least one data thread is needed");
         }
         let run_dir = RunDir::take(&config.run_dir)?;
-        let engine = Engine::start(EngineConfig { shards: config.shards, ..EngineConfig::default() })?;
+        let engine = serving::start_engine(config.shards)?;
         let stores = open_all(&engine, &config.lvstores).await?;
-        let node = Arc::new(Node::new(stores.clone(), run_dir.path())?);
+        let node = Arc::new(Node::new(stores.clone(), Absent::default(), run_dir.path())?);
         node.recover().await.context("clean up after a killed predecessor")?;
         let quiesce = Arc::new(NodeQuiesce(node.clone()));
         let backend = LocalBackend::new(stores.clone(), config.node_id.clone(), quiesce);
@@ -111,17 +130,19 @@ impl Server {
 
         let mut serving = Serving::new();
         let calls = serving.calls.clone();
-        let csi = Grpc::builder()
+        let csi = serving
+            .grpc()
             .add_service(IdentityServer::new(IdentityService { alpha: config.alpha }))
             .add_service(ControllerServer::new(ControllerService::new(volumes, calls.clone(), config.alpha)))
             .add_service(NodeServer::new(NodeService::new(node.clone(), calls, config.node_id)));
         let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
         let admin_path = run_dir.path().join("admin.sock");
         serving.serve(csi, &config.endpoint)?;
-        serving.serve(Grpc::builder().add_service(admin), &admin_path)?;
+        serving.serve(serving.grpc().add_service(admin), &admin_path)?;
         for store in stores.all().iter() {
             info!(lvstore = store.name(), path = %store.path().display(), "open");
         }
+        tokio::spawn(node.clone().heal());
         info!(endpoint = %config.endpoint.display(), admin = %admin_path.display(), "serving");
         Ok(Server { engine, stores, node, serving, _run_dir: run_dir })
     }
@@ -150,7 +171,8 @@ impl Server {
 async fn open_all(engine: &Engine, paths: &[PathBuf]) -> Result<Stores> {
     let mut stores: Vec<Store> = Vec::new();
     for path in paths {
-        let store = open_patiently(engine, path).await.with_context(|| format!("open {}", path.display()))?;
+        let store =
+            engine.open_store(path, OpenStore::default()).await.with_context(|| format!("open {}", path.display()))?;
         if let Some(twin) = stores.iter().find(|other| other.name() == store.name() || other.uuid() == store.uuid()) {
             let (a, b, name) = (twin.path(), store.path(), store.name());
             bail!("{} and {} are both the lvstore {name}: names must differ", a.display(), b.display());

@@ -37,6 +37,7 @@ fn store() -> StoreInfo {
         uuid: id(1000),
         name: "fast".into(),
         path: "/dev/nvme1n1".into(),
+        owner: None,
         size: 64 << 30,
         cluster_size: CLUSTER,
         block_size: 4096,

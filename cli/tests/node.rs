@@ -266,37 +266,77 @@ async fn what_is_killed_is_found_and_cleaned_up() -> Result<()> {
         Ok(coppice_node::host::device::loops()?.iter().filter(|(_, file)| file.starts_with(&exports)).count())
     };
     assert_eq!(loops(&driver)?, 2);
+    let bare = watch_for_bareness(&target);
     driver.kill()?;
     drop(open);
 
     // Each call in turn is the first after the restart.
     driver.run().await?;
-    assert_eq!(driver.mounts()?, Vec::<std::path::PathBuf>::new(), "dead mounts are gone");
-    assert_eq!(loops(&driver)?, 0, "dead devices are gone");
     let mut c = driver.clients().await?;
     c.publish(&volume, &staging, &target, mount("ext4"), false).await?;
     assert_eq!(fs::read(target.join("kept"))?, b"content", "what was flushed is there");
+    assert_eq!(loops(&driver)?, 1, "dead devices are gone");
     c.unpublish(&disk, &disk_target).await?;
     c.unstage(&disk, &disk_staging).await?;
     c.delete(&disk).await?;
 
     driver.kill()?;
     driver.run().await?;
+    let give_up = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while write_durably(&target.join("more"), b"more").is_err() {
+        assert!(std::time::Instant::now() < give_up, "whoever uses it is not helped: {}", driver.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(fs::read(target.join("kept"))?, b"content", "without any call");
+    driver.kill()?;
+    driver.run().await?;
+    bare.end()?;
     let mut c = driver.clients().await?;
+    assert_eq!(code(c.delete(&volume).await), Code::FailedPrecondition, "somebody uses it");
     c.unpublish(&volume, &target).await?;
     c.unstage(&volume, &staging).await?;
+    assert_eq!(driver.mounts()?, Vec::<std::path::PathBuf>::new(), "dead mounts go, too");
     c.stage(&volume, &staging, mount("ext4")).await?;
     c.publish(&volume, &staging, &target, mount("ext4"), false).await?;
     assert_eq!(fs::read(target.join("kept"))?, b"content");
+    assert_eq!(fs::read(target.join("more"))?, b"more");
 
     driver.kill()?;
     driver.run().await?;
     let mut c = driver.clients().await?;
+    c.unpublish(&volume, &target).await?;
+    c.unstage(&volume, &staging).await?;
     c.delete(&volume).await?;
     driver.terminate().await?;
     let (lvols, findings) = driver.inspect().await?;
     assert!(lvols.is_empty() && findings.is_empty(), "{lvols:?} {findings:?}");
     Ok(())
+}
+
+/// Looks at a published ext4 all the time: an error is what a user of a dead device may see, an empty directory is not.
+struct Watch(std::sync::Arc<std::sync::atomic::AtomicBool>, std::thread::JoinHandle<bool>);
+
+fn watch_for_bareness(target: &Path) -> Watch {
+    use std::sync::atomic::Ordering;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stopped, inside) = (stop.clone(), target.join("lost+found"));
+    let looking = std::thread::spawn(move || {
+        let mut bare = false;
+        while !stopped.load(Ordering::Relaxed) {
+            bare |= fs::symlink_metadata(&inside).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        }
+        bare
+    });
+    Watch(stop, looking)
+}
+
+impl Watch {
+    fn end(self) -> Result<()> {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        let bare = self.1.join().map_err(|_| anyhow::anyhow!("the watch ended"))?;
+        anyhow::ensure!(!bare, "there was a moment when the directory below the mount could be seen");
+        Ok(())
+    }
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ async fn bench(sizes: &[(&str, u64)]) -> Result<Bench> {
             max_size: None,
             block_size: None,
             force: false,
+            owner: None,
         };
         engine.create_store(&path, how).await?;
         stores.push(engine.open_store(&path, OpenStore::default()).await?);

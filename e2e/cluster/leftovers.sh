@@ -15,3 +15,5 @@ for process in /proc/[0-9]*; do
         say "process ${process#/proc/} ($program)"
     fi
 done
+timeout 10 losetup --list --noheadings --output NAME,BACK-FILE |
+    awk '$2 ~ "^(/run/coppice|/var/lib/kubelet)/" { print "loop device", $0 }'

@@ -37,6 +37,32 @@ scenario_agent_killed() {
     rm "$TIMES.data"
 }
 
+scenario container-restarted "after the agent was killed, a container that starts again in its pod has its data, and the pod ends"
+scenario_container_restarted() {
+    local class sum agent
+    agent=$(agent_of 2)
+    for class in thin-ext4 thick-xfs; do
+        { pvc "$class" 512Mi class=$class && pod "$class" node=node2; } | apply
+        running "$class"
+        sum=$(write "$class" /data/file 16)
+        say "$class $sum" >>"$TIMES.data"
+    done
+    kubectl --namespace "$NAMESPACE" delete pod "$agent" --grace-period 0 --force >/dev/null 2>&1
+    wait_for 100 "another agent" another_agent 2 "$agent"
+    while read -r class sum; do
+        if in_pod "$class" dd if=/dev/zero of=/data/new bs=4k count=1 conv=fsync 2>/dev/null; then die "$class did not notice: its device was not dead"; fi
+        in_pod "$class" kill 1
+        measure "container has its data again" wait_for 60 "$class to be itself again" holds "$class" /data/file 16 "$sum"
+        in_pod "$class" sh -c 'echo more >/data/new && sync'
+        delete "pod/$class" # and nothing may be left of both mounts
+        pod "$class-next" claim="$class" | apply
+        running "$class-next"
+        holds "$class-next" /data/file 16 "$sum"
+        same "what was written meanwhile" more "$(in_pod "$class-next" cat /data/new)"
+    done <"$TIMES.data"
+    rm "$TIMES.data"
+}
+
 scenario agent-restarted "the agent's pod is deleted in the ordinary way"
 scenario_agent_restarted() {
     local sum agent
@@ -50,6 +76,31 @@ scenario_agent_restarted() {
     pod next claim=a | apply
     running next
     holds next /data/file 16 "$sum"
+}
+
+scenario agent-no-api "an agent is killed while the API server is down: the next one has the stores open before the API server is back"
+scenario_agent_no_api() {
+    local sum address status=0
+    { pvc a 512Mi && pod a node=node2; } | apply
+    running a
+    sum=$(write a /data/file 16)
+    address=$(kubectl --namespace "$NAMESPACE" get pod "$(agent_of 2)" --output 'jsonpath={.status.podIP}')
+    "$HERE/cluster/component.sh" stop kube-apiserver
+    # Its guard, which it started, sees to what it leaves.
+    "$HERE/node.sh" run 2 pkill -KILL --oldest --full 'coppice node '
+    (measure "stores open without the API server" wait_for 90 "the stores to be open" has_stores "$address") || status=1
+    "$HERE/cluster/component.sh" start kube-apiserver # whatever comes
+    wait_for 60 "the API server" kubectl get --raw /readyz
+    ((status == 0)) || die "no store was open"
+    wait_for 100 "the agent" another_agent 2 none
+    delete pod/a
+    pod next claim=a node=node2 | apply
+    running next
+    holds next /data/file 16 "$sum"
+}
+has_stores() { # ADDRESS: whether the agent there has a store open
+    in_network control curl --silent --show-error --max-time 5 --noproxy '*' "http://$1:9808/metrics" |
+        grep -q '^coppice_lvstore_size_bytes'
 }
 
 scenario controller-killed "both controllers are deleted without grace while claims come in"

@@ -149,7 +149,7 @@ remains() {
         "$HERE/node.sh" run "$n" sh -c 'ls -d /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coppice.io/*/globalmount 2>/dev/null || true' |
             sed "s/^/directory on node$n: /"
     done
-    timeout 10 losetup --list --noheadings --output NAME,BACK-FILE | awk '$2 ~ "^/run/coppice/" { print "loop device", $0 }'
+    timeout 10 losetup --list --noheadings --output NAME,BACK-FILE | awk '$2 ~ "^(/run/coppice/.*|/volume)$" { print "loop device", $0 }'
     # The engines themselves, not what the objects say of them.
     for pod in $(kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=node --output name); do
         kubectl --namespace "$NAMESPACE" exec "$pod" --container coppice -- coppice lvol ls --output json |

@@ -2,8 +2,10 @@
 //!
 //! Sizes are bytes unless the name ends in `_clusters`. A lvol's id is its UUID; its alias is `lvstore/name`.
 
+use crate::device::PREDECESSOR_PATIENCE;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Longest name of a lvstore or lvol, in bytes (format section 9.1).
@@ -16,11 +18,13 @@ pub struct EngineConfig {
     pub shards: usize,
     /// Upper bound of resident map leaves, in bytes, over all stores.
     pub map_limit_bytes: u64,
+    /// How long a device that somebody else has is waited for: a killed predecessor's last requests.
+    pub patience: Duration,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { shards: 2, map_limit_bytes: 128 << 20 }
+        EngineConfig { shards: 2, map_limit_bytes: 128 << 20, patience: PREDECESSOR_PATIENCE }
     }
 }
 
@@ -38,6 +42,26 @@ pub struct CreateStore {
     pub block_size: Option<u32>,
     /// Format even if the device is not blank.
     pub force: bool,
+    /// Whose the store is; see [`StoreInfo::owner`].
+    pub owner: Option<Uuid>,
+}
+
+/// What a store is, from its super block and without reading what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreLabel {
+    pub uuid: Uuid,
+    pub name: String,
+    pub owner: Option<Uuid>,
+}
+
+/// What a device holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Its first and last MiB are zero.
+    Blank,
+    /// Something else than a store, perhaps a creation that was cut off; what, for a person.
+    Other(String),
+    Store(StoreLabel),
 }
 
 /// How a store is opened.
@@ -110,6 +134,9 @@ pub struct StoreInfo {
     pub uuid: Uuid,
     pub name: String,
     pub path: String,
+    /// UUID of the cluster of machines that uses the store; `None`: it was made outside of any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Uuid>,
     /// Bytes of the device that the store covers.
     pub size: u64,
     pub cluster_size: u32,

@@ -4,7 +4,7 @@
 //! shard and answered from there.
 
 use crate::api::*;
-use crate::device::{Device, OpenMode, blank_problem};
+use crate::device::{Device, OpenMode, blank_problem, on_thread};
 use crate::error::{Error, ErrorKind, Result, err};
 use crate::export::{FuseExport, Volume};
 use crate::lvol::LvolIo;
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Bytes that `read` and `write` move at a time.
@@ -28,6 +29,7 @@ struct Running {
     threads: Mutex<Option<ShardThreads>>,
     shards: Vec<ShardHandle>,
     map_limit_bytes: u64,
+    patience: Duration,
     next_home: AtomicUsize,
 }
 
@@ -50,6 +52,7 @@ impl Engine {
             shards: threads.handles().to_vec(),
             threads: Mutex::new(Some(threads)),
             map_limit_bytes: config.map_limit_bytes,
+            patience: config.patience,
             next_home: AtomicUsize::new(0),
         })))
     }
@@ -79,9 +82,15 @@ impl Engine {
     }
 
     async fn format(&self, path: &Path, how: CreateStore) -> Result<StoreInfo> {
-        let device = Device::open(path, OpenMode::ReadWrite)?;
-        let problem = if how.force { None } else { blank_problem(path)? };
+        let device = self.device(path, OpenMode::ReadWrite).await?;
         let path = path.to_path_buf();
+        let problem = match how.force {
+            true => None,
+            false => {
+                let path = path.clone();
+                on_thread(move || blank_problem(&path)).await??
+            }
+        };
         self.home()
             .call(move |shard| async move {
                 if let Some(problem) = problem
@@ -101,7 +110,7 @@ impl Engine {
     /// Opens a lvstore. `Locked` if another opener has it.
     pub async fn open_store(&self, path: &Path, how: OpenStore) -> Result<Store> {
         let mode = if how.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-        let device = Device::open(path, mode)?;
+        let device = self.device(path, mode).await?;
         let home = self.home();
         let (shards, limit) = (self.0.shards.clone(), self.0.map_limit_bytes);
         let on = home.clone();
@@ -117,6 +126,28 @@ impl Engine {
             exports: Arc::default(),
             exporting: Arc::new(AsyncMutex::new(())),
         })
+    }
+
+    /// Looks at what a device holds, and changes nothing. Of a store little more than the super block is read. `Locked` if
+    /// somebody has the device.
+    pub async fn look(&self, path: &Path) -> Result<Contents> {
+        let device = self.device(path, OpenMode::ReadOnly).await?;
+        let on = device.clone();
+        match self.home().call(move |shard| async move { Lvstore::label(&shard, &on).await }).await {
+            Ok(label) => Ok(Contents::Store(label)),
+            Err(e) if e.kind() == ErrorKind::NotAStore => {
+                let path = path.to_path_buf();
+                let problem = on_thread(move || blank_problem(&path)).await??;
+                Ok(problem.map_or(Contents::Blank, Contents::Other))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens a device without waiting for it on the executor of who asks.
+    async fn device(&self, path: &Path, mode: OpenMode) -> Result<Device> {
+        let (path, patience) = (path.to_path_buf(), self.0.patience);
+        on_thread(move || Device::open_patiently(&path, mode, patience)).await?
     }
 
     /// Stops the shards. Stores that are still open are left as a crash would leave them; close them first.
@@ -327,6 +358,21 @@ impl Store {
         self.at_home(move |lv, shard| async move { LvolIo::open(&shard, &lv, lvol)?.flush().await }).await
     }
 
+    /// How long the request to the device that was sent first has been without an answer; zero if none is on its way. Does
+    /// not answer itself while a data thread stands still.
+    pub async fn device_wait(&self) -> Result<Duration> {
+        let mut longest = Duration::ZERO;
+        for handle in &self.lv.shards {
+            let key = self.lv.key();
+            let asked = handle.call(move |shard| async move {
+                let local = Lvstore::local_by_key(&shard, key)?;
+                Ok(shard.longest_wait(&local.port.target))
+            });
+            longest = longest.max(asked.await?);
+        }
+        Ok(longest)
+    }
+
     /// Verifies every invariant; online, without stopping I/O.
     pub async fn check(&self) -> Result<Vec<Finding>> {
         self.at_home(|lv, shard| async move { lv.check(&shard).await }).await
@@ -340,6 +386,11 @@ impl Store {
     /// Takes up the room that the device gained.
     pub async fn grow(&self) -> Result<StoreInfo> {
         self.at_home(|lv, shard| async move { lv.grow(&shard).await }).await
+    }
+
+    /// Says whose store it is, durably.
+    pub async fn set_owner(&self, owner: Option<Uuid>) -> Result<StoreInfo> {
+        self.at_home(move |lv, shard| async move { lv.set_owner(&shard, owner).await }).await
     }
 
     /// Everything durable, clean mark set, lock released. `Busy` while something is exported.

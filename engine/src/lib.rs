@@ -9,9 +9,11 @@
 //! * `store`: lvstore: map, allocator, journal, load and recovery, check.
 //! * `lvol`: volume semantics: I/O, copy on write, the tree.
 //! * `export`: how a lvol becomes a block device.
+//! * `counters`: what lvols did and how long it took.
 //! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
 
 pub mod api;
+pub mod counters;
 pub mod device;
 pub mod error;
 pub mod export;
@@ -26,7 +28,7 @@ pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
-pub use export::remove_dead_exports;
+pub use export::{dead_devices, detach_dead, remove_dead_exports};
 pub use handle::{Engine, Export, Store};
 #[cfg(feature = "sim")]
 #[doc(hidden)]

@@ -52,6 +52,7 @@ async fn build(shard: Shard, shards: Vec<ShardHandle>, close: bool) -> Result<Co
         max_size: Some(SIZE),
         block_size: Some(4096),
         force: true,
+        owner: None,
     };
     Lvstore::create(&shard, &device(), &how).await?;
     let store = open(&shards, &shard).await?;

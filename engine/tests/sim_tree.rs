@@ -37,6 +37,7 @@ fn blank() -> (Vec<u8>, Device) {
         max_size: Some(DEVICE),
         block_size: Some(4096),
         force: true,
+        owner: None,
     };
     world.block_on(0, async move { Lvstore::create(&shard, &on, &how).await }).expect("created");
     (world.power_cut(), device)

@@ -93,6 +93,8 @@ words! {
         OpenFailed,
         /// Not ready, Failing: a request to the device failed.
         DeviceFailed,
+        /// Not ready: the device does not answer, or takes very long.
+        DeviceStalled,
         /// Open, but nothing in it can change.
         ReadOnly,
         /// Lost: the device is blank, where a store was.
@@ -147,7 +149,7 @@ words! {
         Hydrated,
         /// Dependent: copying does not advance.
         HydrationStalled,
-        /// The object was removed without `reclaim: Delete`; the lvol stays and waits for `coppice adopt`.
+        /// The object was removed without `reclaim: Delete`; the lvol stays and waits for `kubectl coppice adopt`.
         Orphaned,
         /// Taken over from an object that was removed.
         Adopted,

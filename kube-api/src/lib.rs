@@ -1,6 +1,7 @@
 //! What Coppice keeps in the Kubernetes API: the two kinds of group `coppice.io`, and every name that others rely on.
 //!
 //! * `lvstore`, `lvol`: the kinds. Their doc comments are what `kubectl explain` shows, so they are written for users.
+//! * `orphan`: lvols that have no object, and the object that takes one back.
 //! * `size`: amounts of bytes as Kubernetes writes them.
 //! * `conditions`: condition types and reasons, and how a condition is set.
 //! * `names`: finalizer, keys, and the name of the object for a CSI request.
@@ -15,6 +16,7 @@ mod crd;
 mod lvol;
 mod lvstore;
 mod names;
+mod orphan;
 mod size;
 mod text;
 
@@ -26,4 +28,6 @@ pub use names::{
     ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, EXPORT_SIGNER, FINALIZER, GROUP, LABEL_LVSTORE, NODE_NAME_MAX,
     OBJECT_NAME_MAX, REQUEST_NAME_MAX, SELECT_NODE, SELECT_SOURCE_NODE, TOPOLOGY_NODE, VERSION, object_name,
 };
+pub(crate) use names::{ORPHAN_PREFIX, SNAPSHOT_PREFIX};
+pub use orphan::{ANNOTATION_MAX, ANNOTATIONS_MAX, KeptSnapshot, ORPHANS_MAX, Orphan, OrphanAnnotation};
 pub use size::{ByteSize, SizeError};

@@ -19,7 +19,7 @@ use uuid::Uuid;
     category = "coppice",
     status = "LvolStatus",
     derive = "PartialEq",
-    doc = "A lvol: a volume or a snapshot in a lvstore, made for a PersistentVolumeClaim or a VolumeSnapshot. The Coppice controller creates and deletes these objects; delete the claim or the snapshot instead. An object that is deleted by hand leaves its lvol on the drive, and `coppice adopt` brings it back.",
+    doc = "A lvol: a volume or a snapshot in a lvstore, made for a PersistentVolumeClaim or a VolumeSnapshot. The Coppice controller creates and deletes these objects; delete the claim or the snapshot instead. An object that is deleted by hand leaves its lvol on the drive, and `kubectl coppice adopt lvol` brings it back.",
     selectable = ".spec.node",
     selectable = ".spec.sourceNode",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind", description = "Volume or Snapshot"),

@@ -1,5 +1,6 @@
 //! The kind `Lvstore`. The doc comments are the texts of `kubectl explain`.
 
+use crate::orphan::{KeptSnapshot, ORPHANS_MAX, Orphan};
 use crate::size::ByteSize;
 use crate::text::{Device, Label, NodeName, PositiveSize, UuidText};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -71,8 +72,9 @@ pub struct LvstoreSpec {
     /// True: no new volumes are placed here. Those that exist go on, and can be snapshotted and expanded.
     #[serde(default)]
     pub unschedulable: bool,
-    /// UUID of an existing store to take over that is Foreign: one that belonged to another cluster, or was made outside
-    /// Kubernetes. Be sure that no other cluster uses the drive.
+    /// UUID of an existing store to take over that is Foreign: one that belongs to another cluster, or was made outside
+    /// Kubernetes. Be sure that no other cluster uses the drive. Take it out again when the store is open: it holds wherever
+    /// this object is restored to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<UuidText>")]
     pub adopt: Option<Uuid>,
@@ -87,9 +89,22 @@ pub enum Place<'a> {
     File(&'a str),
 }
 
+impl<'a> Place<'a> {
+    /// From the text of `spec.device`.
+    pub fn of(device: &'a str) -> Place<'a> {
+        if device.starts_with('/') { Place::Drive(device) } else { Place::File(device) }
+    }
+
+    pub fn device(self) -> &'a str {
+        match self {
+            Place::Drive(device) | Place::File(device) => device,
+        }
+    }
+}
+
 impl LvstoreSpec {
     pub fn place(&self) -> Place<'_> {
-        if self.device.starts_with('/') { Place::Drive(&self.device) } else { Place::File(&self.device) }
+        Place::of(&self.device)
     }
 }
 
@@ -120,6 +135,16 @@ pub struct LvstoreStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
     pub tombstones: Vec<Tombstone>,
+    /// Lvols of the store that have no Lvol object, at most 512, the oldest first. `kubectl coppice adopt lvol` takes them
+    /// back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
+    pub orphans: Vec<Orphan>,
+    /// Snapshots without an object that others still read, at most 512: deleted ones, and those between a volume and its
+    /// clone. They go with their last reader.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = ORPHANS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["lvolUUID"]))]
+    pub kept: Vec<KeptSnapshot>,
 }
 
 /// Where the space of the store is.

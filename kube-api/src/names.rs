@@ -34,7 +34,9 @@ pub const OBJECT_NAME_MAX: usize = 63;
 /// Hexadecimal digits of the hash: 128 bits.
 const HASH_DIGITS: usize = 32;
 /// What the external snapshotter's names begin with, unless told otherwise.
-const SNAPSHOT_PREFIX: &str = "snapshot-";
+pub(crate) const SNAPSHOT_PREFIX: &str = "snapshot-";
+/// What the request names of volumes begin with that were adopted and had none.
+pub(crate) const ORPHAN_PREFIX: &str = "lvol-";
 
 /// The name of the `Lvol` for the CSI request `request`, always the same. Creating it is the lock of the request.
 ///

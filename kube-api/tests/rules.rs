@@ -206,9 +206,33 @@ fn a_full_status_is_read_as_it_was_written() {
         export_endpoint: Some("10.0.0.1:4420".into()),
         conditions: vec![condition(LvstoreCondition::Ready, true, LvstoreReason::Open, "", None, now)],
         tombstones: vec![tombstone],
+        orphans: vec![Orphan {
+            lvol_uuid: B.parse().expect("id"),
+            name: "pvc-1".into(),
+            kind: "Volume".into(),
+            size: ByteSize::from(10),
+            provisioning: "Thin".into(),
+            source_uuid: A.parse().ok(),
+            source_kind: Some("Snapshot".into()),
+            request_name: Some("pvc-1".into()),
+            file_system: Some("ext4".into()),
+            created: Some(Time(now)),
+            annotations: vec![OrphanAnnotation { key: "coppice.io/pvc".into(), value: "a/b".into() }],
+        }],
+        kept: vec![KeptSnapshot {
+            lvol_uuid: A.parse().expect("id"),
+            parent: B.parse().ok(),
+            size: ByteSize::from(10),
+            allocated: ByteSize::from(5),
+        }],
     };
     let text = serde_json::to_value(&store).expect("json");
     assert_eq!((&text["tombstones"][0]["lvolUUID"], &text["space"]["metadataFree"]), (&json!(B), &json!("0")));
+    let orphan = &text["orphans"][0];
+    assert_eq!(
+        (&orphan["lvolUUID"], &orphan["sourceUUID"], &orphan["fileSystem"]),
+        (&json!(B), &json!(A), &json!("ext4"))
+    );
     assert_eq!(serde_json::from_value::<LvstoreStatus>(text).expect("a status"), store);
 }
 

@@ -19,6 +19,9 @@ pub enum Error {
     /// The state of the volume or of the machine forbids it; the message says what to do.
     #[error("{0}")]
     Precondition(String),
+    /// It may be there, but is out of reach for now.
+    #[error("{0}")]
+    Unavailable(String),
     /// Another call on the same volume took too long.
     #[error("{0}")]
     Queue(String),

@@ -125,6 +125,7 @@ impl From<StoreInfo> for v1::Store {
             spdk_readable: store.spdk_readable,
             seal_work: store.seal_work,
             failed: store.failed,
+            owner: store.owner.map(|owner| owner.to_string()),
         }
     }
 }
@@ -137,6 +138,7 @@ impl TryFrom<v1::Store> for StoreInfo {
             uuid: uuid(&store.uuid)?,
             name: store.name,
             path: store.path,
+            owner: store.owner.as_deref().map(uuid).transpose()?,
             size: store.size,
             cluster_size: store.cluster_size,
             block_size: store.block_size,

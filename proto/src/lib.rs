@@ -1,11 +1,13 @@
-//! The contracts of Coppice and how they are carried: CSI, the admin API, unix sockets, error codes, and the attributes
-//! by which the control plane finds its way in the engine's metadata. No behaviour.
+//! The contracts of Coppice and how they are carried: CSI, the admin API, unix sockets, error codes, the text of Prometheus,
+//! and the attributes by which the control plane finds its way in the engine's metadata. No behaviour.
 
 pub mod attributes;
 pub mod calls;
 pub mod capability;
 pub mod convert;
+pub mod exposition;
 pub mod status;
+pub mod timings;
 pub mod turns;
 pub mod unix;
 

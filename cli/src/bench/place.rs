@@ -72,6 +72,7 @@ impl Place {
             max_size: None,
             block_size: None,
             force: true,
+            owner: None,
         };
         block_on(self.engine.create_store(&self.path(), how))?;
         let store = block_on(self.engine.open_store(&self.path(), OpenStore::default()))?;

@@ -101,6 +101,7 @@ impl BigStore {
             max_size: Some(size),
             block_size: None,
             force: true,
+            owner: None,
         };
         let handles = vec![shard.clone()];
         let lv = block_on(shard.call(move |shard| async move {

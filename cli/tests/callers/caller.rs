@@ -260,7 +260,7 @@ impl Caller {
             let got = expect("delete of a staged volume", answer, &[Code::FailedPrecondition, Code::Ok])?;
             if got == Code::Ok {
                 ensure!(self.life().await? != life, "a staged volume was deleted");
-                // Nothing is staged after a restart. What is left of it is taken away all the same.
+                // After a restart it is in use only once it was mounted anew. What is left of it is taken away all the same.
                 self.put_away(v).await?;
                 self.note(format!("deleted after a restart: {}", self.volumes[v].request.name));
                 self.volumes.remove(v);
@@ -492,8 +492,8 @@ impl Caller {
         Ok(())
     }
 
-    /// For a call that must be refused because of something staged; after a restart nothing is, so it may have been done:
-    /// then it is undone.
+    /// For a call that must be refused because of something staged; after a restart nothing may be, so it may have been
+    /// done: then it is undone.
     async fn refused_unless_restarted<T: std::fmt::Debug>(
         &mut self,
         v: usize,
@@ -522,11 +522,15 @@ impl Caller {
     async fn publish(&mut self, v: usize) -> Result<()> {
         let number = self.random.below(3);
         let target = self.volumes[v].target(number);
-        if self.volumes[v].published.iter().any(|(path, _, life)| *path == target && *life == u64::MAX) {
-            self.unpublish_at(v, target.clone()).await?;
-        }
         let read_only = self.volumes[v].how != Use::Block && self.random.chance(20);
         let life = self.life().await?;
+        // Of an earlier life it is there, dead or mounted anew.
+        let in_doubt = |(path, was, of): &(PathBuf, bool, u64)| {
+            *path == target && (*of == u64::MAX || *of != life && *was != read_only)
+        };
+        if self.volumes[v].published.iter().any(in_doubt) {
+            self.unpublish_at(v, target.clone()).await?;
+        }
         let there = self.volumes[v].published.iter().find(|(path, ..)| *path == target).cloned();
         let request = self.publish_request(v, &target, read_only);
         if self.random.chance(70) && !self.volumes[v].is_staged(life) {
@@ -589,7 +593,8 @@ impl Caller {
         let after = self.life().await?;
         self.note(format!("unstage {}: {:?}", own.request.name, code(&answer)));
         let published = own.published.iter().any(|(.., of)| *of == life);
-        let unsure = own.published.iter().any(|(.., of)| *of == u64::MAX);
+        // Users of an earlier life may have been mounted anew.
+        let unsure = own.published.iter().any(|(.., of)| *of != life);
         match answer {
             Ok(_) => {
                 ensure!(!published || after != life, "unstaged while published: {own:?}");

@@ -44,6 +44,7 @@ impl Driver {
             max_size: None,
             block_size: None,
             force: false,
+            owner: None,
         };
         engine.create_store(&base.join("store"), how).await?;
         engine.shutdown().await;
@@ -66,6 +67,7 @@ impl Driver {
         command.arg("standalone").arg("--lvstore").arg(&self.store);
         command.arg("--endpoint").arg(format!("unix://{}", self.socket().display()));
         command.arg("--run-dir").arg(self.base.join("run")).arg("--node-id").arg("test-node");
+        command.arg("--http").arg("127.0.0.1:0");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn()?);
         let began = Instant::now();
@@ -95,6 +97,14 @@ impl Driver {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.base.join("log")).unwrap_or_default()
+    }
+
+    /// Where health and metrics are served: the process says so in its log.
+    pub fn http(&self) -> Result<String> {
+        let log = self.log();
+        let said = log.lines().rev().find(|line| line.contains("health and metrics")).context("http is served")?;
+        let at = said.find("127.0.0.1:").and_then(|from| said.get(from..)).context("an address")?;
+        Ok(at.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect())
     }
 
     pub async fn clients(&self) -> Result<Clients> {
@@ -164,7 +174,7 @@ impl Driver {
         for target in mounts.into_iter().rev().filter(|target| !target.starts_with(&exports)) {
             let _ = rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH);
         }
-        let _ = coppice_engine::remove_dead_exports(&exports);
+        let _ = coppice_engine::remove_dead_exports(&exports, &[], &[]);
     }
 }
 

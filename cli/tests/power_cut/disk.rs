@@ -285,6 +285,6 @@ impl Drop for Disk {
         if let Some(threads) = self.threads.take() {
             threads.stop();
         }
-        let _ = remove_dead_exports(&self.dir);
+        let _ = remove_dead_exports(&self.dir, &[], &[]);
     }
 }

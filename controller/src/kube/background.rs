@@ -1,15 +1,16 @@
 //! What nobody asks for, by one replica at a time: letting go of objects whose node is gone, and finding what has no owner.
 
 use super::lease::{Leadership, RENEW_SECONDS};
-use super::{KubeBackend, judge, orphans};
+use super::{KubeBackend, judge, metrics, orphans};
 use coppice_kube_api::Lvol;
+use coppice_proto::exposition::Exposition;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -31,33 +32,21 @@ struct Inner {
     namespace: String,
     me: String,
     leads: AtomicBool,
-    orphans: AtomicU64,
+    /// How many there were when they were last looked for.
+    orphans: Mutex<Option<u64>>,
 }
 
 impl Background {
     pub fn new(client: Client, backend: Arc<KubeBackend>, namespace: String, me: String) -> Background {
-        let (leads, orphans) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (leads, orphans) = (AtomicBool::new(false), Mutex::default());
         Background { inner: Arc::new(Inner { client, backend, namespace, me, leads, orphans }) }
     }
 
-    /// In the text format of Prometheus.
-    pub fn metrics(&self) -> String {
+    pub fn metrics(&self, out: &mut Exposition) {
         let inner = &self.inner;
-        let leads = u8::from(inner.leads.load(Ordering::Relaxed));
-        let mut out = format!(
-            "# HELP coppice_controller_leader 1 on the replica that does the background work.\n\
-             # TYPE coppice_controller_leader gauge\n\
-             coppice_controller_leader {leads}\n"
-        );
-        if leads == 1 {
-            let orphans = inner.orphans.load(Ordering::Relaxed);
-            out.push_str(&format!(
-                "# HELP coppice_orphans Lvol objects without PersistentVolume, claim or VolumeSnapshotContent.\n\
-                 # TYPE coppice_orphans gauge\n\
-                 coppice_orphans {orphans}\n"
-            ));
-        }
-        out
+        let leads = inner.leads.load(Ordering::Relaxed);
+        let orphans = inner.orphans().filter(|_| leads);
+        metrics::expose(out, leads, orphans, &inner.backend.lvstores.all());
     }
 
     /// Works until it is told to stop, and then lets another replica go on.
@@ -75,6 +64,7 @@ impl Background {
                 if leads != inner.leads.swap(leads, Ordering::Relaxed) {
                     info!(leads, "background work");
                     collected = None;
+                    *inner.orphans() = None;
                 }
                 // Cut short, so that the lease is renewed in time; the next round goes on.
                 let round = async {
@@ -105,6 +95,10 @@ impl Background {
 }
 
 impl Inner {
+    fn orphans(&self) -> MutexGuard<'_, Option<u64>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Objects that are being deleted and whose node is gone.
     async fn bury_all(&self) {
         for lvol in self.backend.lvols.all().iter().filter(|lvol| judge::is_leaving(lvol)) {
@@ -127,7 +121,7 @@ impl Inner {
         let now = jiff::Timestamp::now();
         let found = lvols.iter().filter_map(|lvol| Some((lvol, orphans::verdict(lvol, &owners, now)?)));
         let found: Vec<_> = found.collect();
-        self.orphans.store(u64::try_from(found.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        *self.orphans() = u64::try_from(found.len()).ok();
         for (lvol, verdict) in found {
             self.report(lvol, verdict).await;
             if verdict == orphans::Verdict::NeverUsed {

@@ -15,6 +15,7 @@
 //! * `translate`, `standing`, `judge`: what objects mean; pure.
 //! * `make`, `remove`, `grow`: the three ways in which objects change.
 //! * `background`, `orphans`, `lease`: what nobody asks for, and who does it.
+//! * `metrics`: what Prometheus is told.
 
 mod background;
 mod cache;
@@ -22,6 +23,7 @@ mod grow;
 mod judge;
 mod lease;
 mod make;
+pub mod metrics;
 mod orphans;
 mod remove;
 mod standing;
@@ -31,7 +33,7 @@ mod translate;
 mod tests;
 
 pub use background::Background;
-pub use translate::kept;
+pub use translate::{annotations, kept};
 
 use crate::volume::{Backend, Consistency, Error, Pool, Result, Source};
 use async_trait::async_trait;

@@ -17,6 +17,8 @@ pub enum Shut {
     Cordoned,
     /// For now; why.
     NotReady(String),
+    /// Until somebody acts: what is new goes elsewhere. Why.
+    Unusable(String),
 }
 
 /// A lvstore and its accounts. Bytes.
@@ -70,8 +72,11 @@ fn shut(lvstore: &Lvstore, node: NodeState) -> Option<Shut> {
         NodeState::Ready => {}
     }
     for bad in [LvstoreCondition::Lost, LvstoreCondition::Foreign, LvstoreCondition::Failing] {
-        if is_true(conditions, bad) {
-            return not_ready(format!("the lvstore {} is {bad}", spec.name));
+        let why = || format!("the lvstore {} of the node {} is {bad}", spec.name, spec.node);
+        match is_true(conditions, bad) {
+            true if bad == LvstoreCondition::Failing => return not_ready(why()),
+            true => return Some(Shut::Unusable(why())),
+            false => {}
         }
     }
     if !is_true(conditions, LvstoreCondition::Ready) {
@@ -181,7 +186,10 @@ impl Standing {
         let Pool { name, node, .. } = &self.pool;
         let full = |message: String| Err(coppice_engine::Error::new(ErrorKind::NoSpace, message).into());
         match &self.shut {
-            Some(Shut::NotReady(why)) => return Err(Error::MayExist(format!("{why}: try again"))),
+            Some(Shut::Unusable(why)) if what == What::Volume => return full(why.clone()),
+            Some(Shut::NotReady(why) | Shut::Unusable(why)) => {
+                return Err(Error::MayExist(format!("{why}: try again")));
+            }
             Some(Shut::Cordoned) if what == What::Volume => {
                 return full(format!("the lvstore {name} of the node {node} takes no new volumes (unschedulable)"));
             }

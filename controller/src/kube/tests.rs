@@ -192,6 +192,10 @@ fn which_lvstores_take_volumes() {
         let conditions = [condition("Ready", true, "Open", 1), condition(bad, true, "DeviceFailed", 1)];
         let store = open(lvstore(json!({ "uuid": STORE, "conditions": conditions })));
         assert!(matches!(store.admit(What::Snapshot, 1, 0), Err(Error::MayExist(_))), "{bad}");
+        // The scheduler is to try another node, unless it may be over in a moment.
+        let elsewhere =
+            matches!(store.admit(What::Volume, 1, 0), Err(Error::Engine(e)) if e.kind() == ErrorKind::NoSpace);
+        assert_eq!(elsewhere, bad != "Failing", "{bad}");
     }
     assert!(!open(lvstore(json!({ "uuid": STORE }))).pool.open, "not seen yet");
     let unmade = open(lvstore(json!({ "conditions": [condition("Ready", true, "Open", 1)] })));

@@ -9,6 +9,7 @@ use coppice_kube_api::{
 };
 use coppice_proto::attributes::{self, Attributes};
 use kube::ResourceExt;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// What the class asked for and the spec has no field for: attribute and annotation.
@@ -63,11 +64,7 @@ impl Wanted {
         };
         let mut object = Lvol::new(&object_name(self.kind, &request), spec);
         object.labels_mut().insert(LABEL_LVSTORE.into(), self.lvstore_name.clone());
-        for (attribute, annotation) in KEPT_AS_ANNOTATIONS {
-            if let Some(value) = self.attributes.get(attribute) {
-                object.annotations_mut().insert(annotation.into(), value.clone());
-            }
-        }
+        object.annotations_mut().extend(annotations(&self.attributes));
         object
     }
 }
@@ -130,6 +127,13 @@ fn attributes_of(object: &Lvol) -> Attributes {
     }
     out.extend(kept(object));
     out
+}
+
+/// The annotations in which an object keeps what a lvol has as attributes.
+pub fn annotations(attributes: &Attributes) -> BTreeMap<String, String> {
+    let all = KEPT_AS_ANNOTATIONS.into_iter();
+    all.filter_map(|(attribute, annotation)| Some((annotation.to_string(), attributes.get(attribute)?.clone())))
+        .collect()
 }
 
 /// The attributes that the object keeps as annotations. The agent gives them to the lvol.

@@ -18,8 +18,8 @@ pub enum OpenMode {
 }
 
 /// A killed process is gone before its ring is: requests at work, and children that it was just starting, hold the device a
-/// little longer. Its successor waits for that.
-const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(1);
+/// little longer. Its successor waits for that: so long, unless told otherwise.
+pub const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Bytes at the start and at the end that must be zero on a blank device.
@@ -29,7 +29,12 @@ impl Device {
     /// Opens and locks a file or block device. `Locked` if somebody else has it for longer than a moment, mounts and other
     /// kernel holders included. Blocks meanwhile.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Device> {
-        let give_up = Instant::now() + PREDECESSOR_PATIENCE;
+        Device::open_patiently(path, mode, PREDECESSOR_PATIENCE)
+    }
+
+    /// As `open`, waiting for `patience` at most for whoever has it.
+    pub fn open_patiently(path: &Path, mode: OpenMode, patience: Duration) -> Result<Device> {
+        let give_up = Instant::now() + patience;
         loop {
             match Device::open_now(path, mode) {
                 Err(e) if e.kind() == ErrorKind::Locked && Instant::now() < give_up => std::thread::sleep(PAUSE),

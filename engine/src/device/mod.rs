@@ -5,7 +5,7 @@
 
 mod file;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::shard::op::Target;
 use crate::shard::{Port, Shard};
 use std::os::fd::OwnedFd;
@@ -13,8 +13,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use file::{OpenMode, blank_problem};
+pub use file::{OpenMode, PREDECESSOR_PATIENCE, blank_problem};
 pub(crate) use file::{lock_file, recognise};
+
+/// Does work that may wait in the kernel for as long as a device does not answer, on a thread of its own. If nobody waits for
+/// it any more, what it answers is dropped when it comes.
+pub async fn on_thread<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
+    let (tx, rx) = futures_channel::oneshot::channel();
+    let started = std::thread::Builder::new().name("device".into()).spawn(move || {
+        let _ = tx.send(work());
+    });
+    started.map_err(|e| Error::new(ErrorKind::Io, format!("cannot start a thread: {e}")))?;
+    rx.await.map_err(|_| Error::new(ErrorKind::Cancelled, "the thread panicked"))
+}
 
 /// An opened device. Cheap to clone; closed, and its lock released, with the last clone.
 #[derive(Clone)]

@@ -161,6 +161,8 @@ impl LoopDevice {
     }
 
     fn detach_lazily_here(&self) -> Result<Detached> {
+        // A mount has it exclusively, and will not go while we wait.
+        let mounted = self.open(OFlags::RDONLY | OFlags::EXCL).is_err_and(|e| e.errno() == libc::EBUSY);
         let opened = match self.open(OFlags::RDONLY) {
             Ok(opened) => opened,
             Err(_) if !self.is_bound() => return Ok(Detached::Now),
@@ -172,9 +174,24 @@ impl LoopDevice {
             }
             _ => drop(opened),
         }
-        match self.wait_until_free() {
-            Ok(()) => Ok(Detached::Now),
-            Err(_) => Ok(Detached::WithLastUser),
+        match mounted || self.wait_until_free().is_err() {
+            false => Ok(Detached::Now),
+            true => Ok(Detached::WithLastUser),
+        }
+    }
+
+    /// Of a device whose file has no path any more: whether [`LoopDevice::attach`] found the file below `dir`. Of a file on a
+    /// dead FUSE file system the driver often says nothing; then it is if it is `recorded`. The kernel keeps the first
+    /// 63 bytes of the name.
+    pub fn is_left_of(&self, dir: &Path, recorded: bool) -> bool {
+        let Ok(opened) = self.open(OFlags::RDONLY) else { return false };
+        match loop_ctl::status(&opened) {
+            Ok(status) => {
+                let (name, dir) = (status.name(), dir.as_os_str().as_bytes());
+                name.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+                    || recorded && name.len() == loop_ctl::NAME_MAX && dir.starts_with(name)
+            }
+            Err(e) => recorded && matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)),
         }
     }
 

@@ -28,6 +28,10 @@ pub fn fuzz_super(bytes: &[u8]) {
     {
         assert_eq!(Some(sb.encode()), page, "the private area changed");
     }
+    if let Ok(owner) = sb.owner() {
+        assert!(sb.set_owner(owner).is_ok());
+        assert_eq!(Some(sb.encode()), page, "the owner changed");
+    }
     for device_size in [1 << 27, 1 << 40, u64::MAX] {
         let Ok(geometry) = Geometry::new(&sb, device_size) else { continue };
         assert!(u64::from(geometry.total_clusters) < MAX_CLUSTERS);

@@ -20,8 +20,8 @@
 //!                                      extent page         512 entries: cluster numbers, 0 = not allocated
 //! ```
 //!
-//! What is ours and not SPDK's: the private area at the end of the super block ([`super_block`]), the structures of
-//! the system blob ([`journal`]), two incompatible flags ([`Flags`]) and one value in extent pages ([`ZERO_MARK`]).
+//! What is ours and not SPDK's: the owner and the private area at the end of the super block ([`super_block`]), the
+//! structures of the system blob ([`journal`]), two incompatible flags ([`Flags`]) and one value in extent pages ([`ZERO_MARK`]).
 
 pub mod blob;
 mod bytes;
@@ -33,6 +33,7 @@ pub mod geometry;
 pub mod journal;
 pub mod layout;
 pub mod mask;
+mod owner;
 pub mod page;
 pub mod private;
 pub mod super_block;

@@ -16,15 +16,18 @@
 //! | 80 | 8 | bytes of the device that are covered; 0 = all (old stores) |
 //! | 88 | 4 | I/O unit, bytes; 0 = 4096 (old stores) |
 //! | 92 | 4 | metadata page size, bytes; 0 = 4096 (old stores) |
-//! | 96 | 3740 | reserved, kept as found |
+//! | 96 | 3716 | reserved, kept as found |
+//! | 3812 | 24 | owner, see [`owner`](super::owner) |
 //! | 3836 | 256 | private area, see [`private`](super::private) |
 //! | 4092 | 4 | CRC-32C of bytes 0..4092 |
 
 use super::bytes::{array_at, put, put_u32, put_u64, u32_at, u64_at};
 use super::error::FormatError;
 use super::geometry::{Geometry, Layout};
+use super::owner::{self, OWNER_AT, OWNER_LEN};
 use super::page::{BLOBID_NONE, PAGE_SIZE, Page, as_page, check_crc, seal_page};
 use super::private::{AREA_AT, AREA_LEN, Private};
+use uuid::Uuid;
 
 const SIGNATURE: &[u8; 8] = b"SPDKBLOB";
 /// The version that is written; 1 and 2 can be read.
@@ -114,7 +117,7 @@ impl SuperBlock {
         })
     }
 
-    /// The super block of a new store: not clean, no super blob, no private area.
+    /// The super block of a new store: not clean, no super blob, no owner, no private area.
     pub fn new(layout: &Layout, bstype: [u8; 16]) -> SuperBlock {
         SuperBlock {
             version: VERSION,
@@ -193,6 +196,27 @@ impl SuperBlock {
             None => [0; AREA_LEN],
         };
         put(self.raw.0.as_mut_slice(), AREA_AT, &area);
+        Ok(())
+    }
+
+    /// Counts the generation up, and answers with the new one. For a store in use: without a private area it is an error.
+    pub fn next_generation(&mut self) -> Result<u64, FormatError> {
+        let missing = FormatError::BadMagic { what: "private area of the super block" };
+        let mut private = self.private()?.ok_or(missing)?;
+        private.generation += 1;
+        self.set_private(Some(&private))?;
+        Ok(private.generation)
+    }
+
+    /// Whose store it is; `None` if nobody's.
+    pub fn owner(&self) -> Result<Option<Uuid>, FormatError> {
+        owner::parse(&array_at::<OWNER_LEN>(self.raw.0.as_slice(), OWNER_AT)?)
+    }
+
+    /// Sets the owner; `None` makes the place zero again. An error if something else is there.
+    pub fn set_owner(&mut self, owner: Option<Uuid>) -> Result<(), FormatError> {
+        self.owner()?;
+        put(self.raw.0.as_mut_slice(), OWNER_AT, &owner::encode(owner)?);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@
 //! A read or overwrite of allocated clusters takes no lock, allocates nothing and stays on its shard.
 
 use super::Lvol;
+use crate::counters::{Latency, LvolCounts};
 use crate::error::{Result, err};
 use crate::export::Volume;
 use crate::shard::sync::lock;
@@ -31,6 +32,7 @@ pub(super) struct Handle {
     pub store: Arc<Lvstore>,
     pub local: Rc<StoreShard>,
     pub lvol: Arc<Lvol>,
+    counts: Arc<LvolCounts>,
     cluster_shift: u32,
 }
 
@@ -111,6 +113,7 @@ impl LvolIo {
         LvolIo(Rc::new(Handle {
             cluster_shift: store.geo.cluster_size.trailing_zeros(),
             store: store.clone(),
+            counts: lvol.counts(local.shard.id()),
             local,
             lvol,
         }))
@@ -264,6 +267,10 @@ impl LvolIo {
 }
 
 impl Handle {
+    fn took(&self, latency: &Latency, began_ns: u64) {
+        latency.observe(self.local.shard.round_ns().saturating_sub(began_ns));
+    }
+
     pub fn external_error(&self) -> crate::Error {
         err!(Unsupported, "lvol {}: its data lies in an external snapshot, which cannot be reached yet", self.lvol.uuid)
     }
@@ -351,12 +358,19 @@ impl Volume for LvolIo {
     }
 
     async fn read(&self, off: u64, buf: BufSlice) -> Result<()> {
-        self.read_range(off, &buf).await
+        let began = self.0.local.shard.round_ns();
+        self.read_range(off, &buf).await?;
+        self.0.took(&self.0.local.latency.read, began);
+        self.0.counts.read(buf.len() as u64);
+        Ok(())
     }
 
     async fn write(&self, off: u64, buf: BufSlice, fua: bool) -> Result<()> {
-        let len = buf.len() as u64;
-        self.write_range(off, len, Source::Buf(buf), fua).await
+        let (len, began) = (buf.len() as u64, self.0.local.shard.round_ns());
+        self.write_range(off, len, Source::Buf(buf), fua).await?;
+        self.0.took(&self.0.local.latency.write, began);
+        self.0.counts.written(len);
+        Ok(())
     }
 
     async fn write_zeroes(&self, off: u64, len: u64) -> Result<()> {
@@ -368,6 +382,9 @@ impl Volume for LvolIo {
     }
 
     async fn flush(&self) -> Result<()> {
-        self.0.store.flush_lvol(&self.0.local, &self.0.lvol).await
+        let began = self.0.local.shard.round_ns();
+        self.0.store.flush_lvol(&self.0.local, &self.0.lvol).await?;
+        self.0.took(&self.0.local.latency.flush, began);
+        Ok(())
     }
 }

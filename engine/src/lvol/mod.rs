@@ -15,10 +15,13 @@ mod tree;
 
 pub use io::LvolIo;
 
+use crate::counters::{LvolCounts, LvolTotals};
+use crate::shard::sync::lock;
 use crate::store::map::Map;
 use arc_swap::ArcSwap;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 /// What every shard may look at without the store's lock.
@@ -39,6 +42,8 @@ pub struct Lvol {
     pub dirty_batch: AtomicU64,
     /// Handles that may do I/O.
     pub opens: AtomicU32,
+    /// By the number of the shard that counts.
+    counts: Mutex<BTreeMap<usize, Arc<LvolCounts>>>,
 }
 
 impl Lvol {
@@ -54,7 +59,19 @@ impl Lvol {
             gate_closed: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
             opens: AtomicU32::new(0),
+            counts: Mutex::default(),
         })
+    }
+
+    /// The counters of a shard, for whoever does I/O there.
+    pub(crate) fn counts(&self, shard: usize) -> Arc<LvolCounts> {
+        lock(&self.counts).entry(shard).or_default().clone()
+    }
+
+    pub fn totals(&self) -> LvolTotals {
+        let mut totals = LvolTotals::default();
+        lock(&self.counts).values().for_each(|counts| totals.add(counts));
+        totals
     }
 
     pub fn token(&self) -> u64 {

@@ -161,6 +161,8 @@ struct OpSlot {
     /// `None`: the future was dropped; the slot only keeps the buffer alive.
     waker: Option<Waker>,
     result: Option<i32>,
+    /// `round_ns` of its start.
+    started_ns: u64,
 }
 
 struct Inner {
@@ -173,6 +175,7 @@ struct Inner {
     timers: RefCell<BinaryHeap<Reverse<(u64, u64)>>>,
     timer_wakers: RefCell<BTreeMap<u64, Waker>>,
     timer_seq: Cell<u64>,
+    round_ns: Cell<u64>,
     stopping: Cell<bool>,
     /// What the layers above keep per shard (a store's part of it), by their own key.
     locals: RefCell<BTreeMap<u64, Rc<dyn Any>>>,
@@ -195,6 +198,7 @@ impl Shard {
             timers: RefCell::default(),
             timer_wakers: RefCell::default(),
             timer_seq: Cell::new(0),
+            round_ns: Cell::new(0),
             stopping: Cell::new(false),
             locals: RefCell::default(),
         }))
@@ -230,6 +234,11 @@ impl Shard {
 
     pub fn now_ns(&self) -> u64 {
         self.0.backend.now_ns()
+    }
+
+    /// What the clock said when this round of the loop began: costs nothing, and is late by less than a round.
+    pub fn round_ns(&self) -> u64 {
+        self.0.round_ns.get()
     }
 
     pub fn random(&self) -> u64 {
@@ -343,9 +352,10 @@ impl Shard {
         self.0.timers.borrow().peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Wakes what waited for a time that has come. Call inside `enter`.
+    /// Reads the clock for the round, and wakes what waited for a time that has come. Call inside `enter`.
     pub fn fire_timers(&self) {
         let now = self.now_ns();
+        self.0.round_ns.set(now);
         loop {
             let key = match self.0.timers.borrow().peek() {
                 Some(Reverse((at, key))) if *at <= now => *key,
@@ -403,6 +413,14 @@ impl Shard {
     pub fn ops_in_flight(&self) -> usize {
         self.0.ops.borrow().iter().filter(|(_, slot)| slot.result.is_none()).count()
     }
+
+    /// How long the operation on `target` that was started first has been without an answer; zero if none is in flight.
+    pub fn longest_wait(&self, target: &Target) -> Duration {
+        let ops = self.0.ops.borrow();
+        let waiting = ops.iter().filter(|(_, slot)| slot.result.is_none() && slot.op.target().is(target));
+        let first = waiting.map(|(_, slot)| slot.started_ns).min();
+        first.map_or(Duration::ZERO, |started| Duration::from_nanos(self.now_ns().saturating_sub(started)))
+    }
 }
 
 /// A device operation in progress. Dropping it lets the operation finish unobserved; its buffer lives until then.
@@ -457,7 +475,8 @@ impl Future for Io {
                 let entry = ops.vacant_entry();
                 let key = entry.key() as u32;
                 inner.backend.start(key, &op);
-                entry.insert(OpSlot { op, waker: Some(cx.waker().clone()), result: None });
+                let started_ns = inner.round_ns.get();
+                entry.insert(OpSlot { op, waker: Some(cx.waker().clone()), result: None, started_ns });
                 drop(ops);
                 self.state = IoState::Started(key);
                 Poll::Pending

@@ -31,6 +31,11 @@ impl Target {
         }
     }
 
+    /// Whether both are the same open file or simulated disk.
+    pub fn is(&self, other: &Target) -> bool {
+        self.raw_fd() == other.raw_fd() && self.disk() == other.disk()
+    }
+
     /// The number of the simulated disk, if it is one.
     pub fn disk(&self) -> Option<u32> {
         match &*self.0 {
@@ -60,6 +65,18 @@ pub enum IoOp {
 }
 
 impl IoOp {
+    pub fn target(&self) -> &Target {
+        match self {
+            IoOp::Read { target, .. }
+            | IoOp::Write { target, .. }
+            | IoOp::Flush { target }
+            | IoOp::ZeroRange { target, .. }
+            | IoOp::Punch { target, .. }
+            | IoOp::ReadStream { target, .. }
+            | IoOp::WriteStream { target, .. } => target,
+        }
+    }
+
     /// The buffer that the device writes, if it does.
     pub fn fills(&self) -> Option<&BufSlice> {
         match self {

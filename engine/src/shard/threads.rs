@@ -90,11 +90,12 @@ fn run(shard: &Shard) {
         };
         backend.wait(timeout, &mut done);
         shard.enter(|| {
+            // First: the clock that it reads is that of the completions.
+            shard.fire_timers();
             for (key, result) in done.drain(..) {
                 shard.complete(key, result);
             }
             shard.deliver_remote();
-            shard.fire_timers();
             for _ in 0..shard.ready_len().min(BURST) {
                 shard.run_ready(0);
             }
@@ -137,6 +138,37 @@ mod tests {
         }));
         assert_eq!(answer, Ok((0, 1)));
         assert_eq!(hits.load(Ordering::SeqCst), 1);
+        threads.stop();
+    }
+
+    #[test]
+    fn a_request_without_an_answer_grows_old() {
+        use crate::shard::op::{IoOp, Target};
+        let threads = ShardThreads::start(1).expect("start");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let reader = Arc::new(std::os::fd::OwnedFd::from(reader));
+        let other = Arc::new(std::os::fd::OwnedFd::from(tempfile::tempfile().expect("a file")));
+        let waits = block_on(threads.handles()[0].call(move |shard| async move {
+            let (silent, other) = (Target::file(reader), Target::file(other));
+            let buf = shard.buf(4096).slice(0, 1);
+            let op = IoOp::ReadStream { target: silent.clone(), buf };
+            let (on, io) = (shard.clone(), shard.io(op));
+            let answered = std::rc::Rc::new(std::cell::Cell::new(0));
+            let seen = answered.clone();
+            shard.spawn(async move { seen.set(io.await) });
+            let before = on.longest_wait(&silent);
+            on.sleep(Duration::from_millis(30)).await;
+            let (during, elsewhere) = (on.longest_wait(&silent), on.longest_wait(&other));
+            assert_eq!(rustix::io::write(&writer, b"x"), Ok(1));
+            while answered.get() == 0 {
+                on.sleep(Duration::from_millis(1)).await;
+            }
+            Ok([before, during, elsewhere, on.longest_wait(&silent)])
+        }))
+        .expect("answers");
+        let [before, during, elsewhere, after] = waits;
+        assert_eq!([before, elsewhere, after], [Duration::ZERO; 3]);
+        assert!(during >= Duration::from_millis(25), "{during:?}");
         threads.stop();
     }
 

@@ -66,6 +66,7 @@ pub fn seed_image(closed: bool) -> Vec<u8> {
             max_size: None,
             block_size: Some(4096),
             force: true,
+            owner: None,
         };
         Lvstore::create(&shard, &device, &how).await?;
         let store = open(&shard, shards, device).await?;

@@ -61,6 +61,7 @@ impl Lvstore {
             false => 1,
         };
         let mut image = SuperBlock::new(&plan, BSTYPE_COPPICE);
+        image.set_owner(how.owner)?;
         let geo = Geometry::new(&image, device.size())?;
         let (_, least) = area_clusters(geo.size, geo.cluster_size);
         if geo.data_clusters() < least + 4 {

@@ -30,10 +30,7 @@ impl Lvstore {
         };
         image.size = size;
         image.used_cluster_mask_len = now.cluster_mask_pages(total as u32);
-        let mut private = image.private()?.ok_or_else(|| err!(Corrupt, "no private area"))?;
-        private.generation += 1;
-        let generation = private.generation;
-        image.set_private(Some(&private))?;
+        let generation = image.next_generation()?;
         let geo = Geometry::new(&image, device_size)?;
         let result = self.replace_super(&local, area, image, generation).await;
         if let Err(e) = result {

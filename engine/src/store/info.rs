@@ -5,6 +5,7 @@ use super::activate::area_clusters;
 use super::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Record};
 use super::load::is_ours;
 use crate::api::{LvolInfo, LvolKind, LvolState, StoreInfo};
+use crate::counters::{LvolTotals, StoreTotals};
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::PrivateState;
@@ -34,6 +35,17 @@ impl Lvstore {
         let core = lock(&self.core);
         let lid = core.lid_of(uuid)?;
         self.describe(&core, lid)
+    }
+
+    /// How long its lvols' requests took.
+    pub fn latencies(&self) -> StoreTotals {
+        StoreTotals::of(&self.latencies)
+    }
+
+    /// What each lvol did; hidden ones do nothing.
+    pub fn io_totals(&self) -> BTreeMap<Uuid, LvolTotals> {
+        let core = lock(&self.core);
+        core.records.values().filter(|r| !r.hidden).map(|r| (r.hot.uuid, r.hot.totals())).collect()
     }
 
     /// Notes how a lvol can be reached, for `exports` of its description.
@@ -151,6 +163,8 @@ pub fn info_of(core: &Core, device: &Device, read_only: bool) -> StoreInfo {
         uuid: core.uuid,
         name: core.name.clone(),
         path: device.path().display().to_string(),
+        // What cannot be read as an owner is none of ours, and never overwritten.
+        owner: core.super_block.owner().unwrap_or(None),
         size: core.geo.size,
         cluster_size: core.geo.cluster_size,
         block_size: core.geo.io_unit,

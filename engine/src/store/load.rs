@@ -3,12 +3,13 @@
 //! Nothing is written here. What a load decides (half-done SPDK operations, records of the journal that are not home) is
 //! kept in memory and becomes durable with the first change (`activate`).
 
+use super::Lvstore;
 use super::activate::Start;
 use super::alloc::{Clusters, Pages};
 use super::core::{ATTR_HIDDEN, ATTR_THICK, Core, Lid, Record, tables_max};
 use super::scan::{self, ChainPages, Overlay};
 use super::system::{FoundCopy, SystemArea, find_super_copies};
-use crate::api::Finding;
+use crate::api::{Finding, StoreLabel};
 use crate::device::{Device, recognise};
 use crate::error::{ErrorKind, Result, err};
 use crate::format::blob::{Parent, parse_xattrs_of_root};
@@ -18,7 +19,7 @@ use crate::format::{
     PAGE_SIZE, PrivateState, SuperBlock, ZERO_MARK, mask, parse_page, xattr,
 };
 use crate::lvol::Lvol;
-use crate::shard::Port;
+use crate::shard::{Port, Shard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -122,19 +123,44 @@ struct Loader<'a> {
     tables_left: u64,
 }
 
-pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loaded> {
-    let shown = device.path().display().to_string();
-    let Super { block, from_copy } = read_super(port, device).await?;
-    let ours = is_ours(&block);
-    if !ours && block.bstype != BSTYPE_LVOLSTORE {
+/// The super block in force of a device that holds a lvstore, and its geometry.
+async fn super_of_lvstore(port: &Port, device: &Device) -> Result<(Super, Geometry)> {
+    let shown = device.path().display();
+    let found = read_super(port, device).await?;
+    let block = &found.block;
+    if !is_ours(block) && block.bstype != BSTYPE_LVOLSTORE {
         let kind = String::from_utf8_lossy(&block.bstype).trim_end_matches('\0').to_string();
         return Err(err!(NotAStore, "{shown}: a blobstore of type \"{kind}\", not a lvstore"));
     }
-    let private = block.private()?;
-    if private.as_ref().is_some_and(|p| p.state == PrivateState::Creating) {
+    if block.private()?.is_some_and(|p| p.state == PrivateState::Creating) {
         return Err(err!(NotAStore, "{shown}: its creation was interrupted; run `coppice lvstore create` again"));
     }
-    let geo = Geometry::new(&block, device.size()).map_err(|e| crate::Error::from(e).context(&shown))?;
+    let geo = Geometry::new(block, device.size()).map_err(|e| crate::Error::from(e).context(shown))?;
+    Ok((found, geo))
+}
+
+impl Lvstore {
+    /// What store it is: reads the super block and the store's own blob.
+    pub async fn label(shard: &Shard, device: &Device) -> Result<StoreLabel> {
+        let port = device.port(shard);
+        let (Super { block, .. }, geo) = super_of_lvstore(&port, device).await?;
+        let shown = device.path().display();
+        let root = root_of(block.super_blob).filter(|root| *root < geo.md_len);
+        let root = root.ok_or_else(|| err!(NotAStore, "{shown}: a blobstore without a lvstore in it"))?;
+        let buf = port.shard.buf(PAGE_SIZE).slice(0, PAGE_SIZE);
+        port.read(geo.page_offset(root), buf.clone()).done("cannot read the super blob").await?;
+        let meta = buf.with(parse_xattrs_of_root);
+        let named = meta.and_then(|meta| Some((meta.uuid()?, String::from_utf8_lossy(meta.name()?).into_owned())));
+        let (uuid, name) = named.ok_or_else(|| err!(Corrupt, "{shown}: the super blob names no store"))?;
+        Ok(StoreLabel { uuid, name, owner: block.owner()? })
+    }
+}
+
+pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loaded> {
+    let shown = device.path().display().to_string();
+    let (Super { block, from_copy }, geo) = super_of_lvstore(port, device).await?;
+    let ours = is_ours(&block);
+    let private = block.private()?;
     if !geo.io_unit.is_multiple_of(device.block_size()) {
         return Err(err!(
             Unsupported,

@@ -4,17 +4,20 @@
 //! turn, tell when everything that was planned before some moment has completed on this shard: that is the grace period
 //! after which a freed cluster may be reused, a snapshot answers, and a copy may trust its source.
 
+use crate::counters::StoreLatency;
 use crate::shard::{Port, Shard};
 use crate::sys::buf::{Buf, BufSlice};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 /// Per shard and store.
 pub struct StoreShard {
     pub shard: Shard,
     pub port: Port,
+    pub latency: Arc<StoreLatency>,
     /// Snapshots that hold it paused.
     pauses: Cell<u32>,
     resume_waiters: RefCell<Vec<Waker>>,
@@ -33,12 +36,13 @@ pub const ZEROES: usize = 1 << 20;
 const CLEAN_KEEP_BYTES: usize = 8 << 20;
 
 impl StoreShard {
-    pub fn new(shard: Shard, port: Port) -> Rc<StoreShard> {
+    pub fn new(shard: Shard, port: Port, latency: Arc<StoreLatency>) -> Rc<StoreShard> {
         let zeroes = shard.buf(ZEROES);
         zeroes.slice(0, ZEROES).fill_zero();
         Rc::new(StoreShard {
             shard,
             port,
+            latency,
             pauses: Cell::new(0),
             resume_waiters: RefCell::default(),
             epoch: Cell::new(0),

@@ -23,6 +23,7 @@ mod leaf;
 mod load;
 pub mod local;
 pub mod map;
+mod owner;
 mod reclaim;
 mod scan;
 mod system;
@@ -32,6 +33,7 @@ mod tests;
 pub use commit::{lacks_space, room_for};
 
 use crate::api::OpenStore;
+use crate::counters::StoreLatency;
 use crate::device::Device;
 use crate::error::{Result, err};
 use crate::format::Geometry;
@@ -63,6 +65,8 @@ pub struct Lvstore {
     /// The device takes discard hints, as far as is known.
     punches: AtomicBool,
     pub read_only: bool,
+    /// Of each shard.
+    latencies: Vec<Arc<StoreLatency>>,
     map_limit_bytes: u64,
     exports: Mutex<std::collections::BTreeMap<uuid::Uuid, Vec<String>>>,
     /// Tasks of the store itself that a close waits for.
@@ -90,6 +94,7 @@ impl Lvstore {
             key: NEXT_KEY.fetch_add(1, Ordering::Relaxed),
             geo: loaded.core.geo.clone(),
             device,
+            latencies: shards.iter().map(|_| Arc::default()).collect(),
             shards,
             journal: AsyncMutex::new(None),
             active: AtomicBool::new(false),
@@ -105,12 +110,12 @@ impl Lvstore {
             running: Arc::default(),
             closes: AsyncMutex::new(()),
         });
-        for handle in &store.shards {
-            let (key, device) = (store.key, store.device.clone());
+        for (handle, latency) in store.shards.iter().zip(&store.latencies) {
+            let (key, device, latency) = (store.key, store.device.clone(), latency.clone());
             handle
                 .call(move |shard| async move {
                     let port = device.port(&shard);
-                    shard.local_set(key, StoreShard::new(shard.clone(), port));
+                    shard.local_set(key, StoreShard::new(shard.clone(), port, latency));
                     Ok(())
                 })
                 .await?;

@@ -52,6 +52,7 @@ fn the_life_of_a_volume() {
             max_size: None,
             block_size: None,
             force: false,
+            owner: None,
         };
         Lvstore::create(&shard, &device, &how).await?;
         drop(device);

@@ -10,6 +10,9 @@ const SET_CAPACITY: libc::c_ulong = 0x4c07;
 const CONFIGURE: libc::c_ulong = 0x4c0a;
 const CTL_GET_FREE: libc::c_ulong = 0x4c82;
 
+/// Bytes of a name.
+pub const NAME_MAX: usize = 63;
+
 pub const FLAG_READ_ONLY: u32 = 1;
 pub const FLAG_AUTOCLEAR: u32 = 4;
 pub const FLAG_DIRECT_IO: u32 = 16;
@@ -34,6 +37,12 @@ pub struct Status {
 }
 
 impl Status {
+    /// As given to [`configure`].
+    pub fn name(&self) -> &[u8] {
+        let end = self.file_name.iter().position(|byte| *byte == 0).unwrap_or(self.file_name.len());
+        self.file_name.get(..end).unwrap_or_default()
+    }
+
     fn zeroed() -> Status {
         Status {
             device: 0,
@@ -75,11 +84,12 @@ pub fn get_free(control: impl AsFd) -> io::Result<u32> {
     Ok(checked(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), CTL_GET_FREE) })? as u32)
 }
 
-/// Binds `backing` to the free loop device `device`, in one step. `name` is for people, cut at 63 bytes.
+/// Binds `backing` to the free loop device `device`, in one step. `name` is for people and for [`Status::name`], cut at
+/// [`NAME_MAX`] bytes.
 pub fn configure(device: impl AsFd, backing: impl AsFd, block_size: u32, flags: u32, name: &[u8]) -> io::Result<()> {
     let mut info = Status::zeroed();
     info.flags = flags;
-    for (to, from) in info.file_name.iter_mut().take(63).zip(name) {
+    for (to, from) in info.file_name.iter_mut().take(NAME_MAX).zip(name) {
         *to = *from;
     }
     let config = Config { fd: backing.as_fd().as_raw_fd() as u32, block_size, info, reserved: [0; 8] };

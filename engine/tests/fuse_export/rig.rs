@@ -232,7 +232,7 @@ impl Drop for Rig {
         if let Some(threads) = self.threads.take() {
             threads.stop();
         }
-        let _ = remove_dead_exports(&self.exports());
+        let _ = remove_dead_exports(&self.exports(), &[], &[]);
     }
 }
 

@@ -71,6 +71,7 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
         max_size: Some(SIZE_MAX),
         block_size: Some(if rng.one_in(4) { 512 } else { 4096 }),
         force: false,
+        owner: None,
     };
     // Creation is cut off now and then, and done again.
     loop {

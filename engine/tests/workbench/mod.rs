@@ -71,6 +71,7 @@ pub fn store_of(name: &str, size: u64, cluster_size: u32, block_size: u32) -> Cr
         max_size: None,
         block_size: Some(block_size),
         force: false,
+        owner: None,
     }
 }
 

@@ -36,7 +36,7 @@ fn reclaimed(object: &mut Value) {
     object["spec"]["reclaim"] = json!("Delete");
 }
 
-fn lvol(size: u64) -> LvolInfo {
+pub(super) fn lvol(size: u64) -> LvolInfo {
     LvolInfo {
         uuid: Uuid::from_u128(2),
         name: "pvc-1".into(),
@@ -140,6 +140,31 @@ fn bytes_go_only_when_the_controller_said_so() {
             assert!(!matches!(step, Step::Remove | Step::Release { .. } | Step::Bury), "{step:?}");
         }
     }
+}
+
+/// An object that was made again for a lvol that lost its own is as good as the first: only making is out of the question.
+#[test]
+fn an_adopted_lvol_lives_and_goes_like_any_other() {
+    let adopted = |change: fn(&mut Value)| {
+        object(|o| {
+            o["spec"]["adopted"] = json!(true);
+            change(o);
+        })
+    };
+    let there = |size| facts(Home::Open, Some(lvol(size)));
+    assert_eq!(decide(&adopted(|_| {}), &there(SIZE), NODE), Step::Say(Said::Available), "seen for the first time");
+    assert_eq!(decide(&adopted(created), &there(SIZE / 2), NODE), Step::Grow(SIZE));
+    let removed = |o: &mut Value| {
+        leaving(o);
+        reclaimed(o);
+    };
+    assert_eq!(decide(&adopted(removed), &there(SIZE), NODE), Step::Remove);
+    assert_eq!(decide(&adopted(removed), &facts(Home::Open, None), NODE), Step::Release { orphan: false });
+    assert_eq!(decide(&adopted(leaving), &there(SIZE), NODE), Step::Release { orphan: true });
+    // Its source may be long gone, and a snapshot's may never have been known.
+    let rootless = adopted(|o| o["spec"]["kind"] = json!("Snapshot"));
+    let origin = Origin::Missing;
+    assert_eq!(decide(&rootless, &Facts { origin, ..there(SIZE) }, NODE), Step::Say(Said::Available));
 }
 
 #[test]

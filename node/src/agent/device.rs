@@ -1,16 +1,13 @@
 //! What a Lvstore lies on: finding it, refusing what is in use, and looking at what is there.
 
+use super::failure::Refusal;
 use super::plan::OnDevice;
 use crate::host::mountinfo;
-use coppice_engine::device::blank_problem;
-use coppice_engine::{Engine, ErrorKind, LvolState, OpenStore};
-use coppice_kube_api::{LvstoreReason, LvstoreSpec, Place};
+use coppice_engine::device::on_thread;
+use coppice_engine::{Contents, Engine, ErrorKind, LvolState, OpenStore};
+use coppice_kube_api::{LvstoreReason, Place};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use std::path::{Path, PathBuf};
-
-/// Why the device is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(pub LvstoreReason, pub String);
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -19,8 +16,13 @@ fn refuse<T>(reason: LvstoreReason, message: impl Into<String>) -> Result<T> {
 }
 
 /// Where the store is to be, and whether something is there. Only a file may be absent.
-pub fn resolve(spec: &LvstoreSpec, file_dir: &Path) -> Result<(PathBuf, bool)> {
-    match spec.place() {
+pub async fn resolve(place: Place<'_>, file_dir: &Path) -> Result<(PathBuf, bool)> {
+    let (device, file_dir) = (place.device().to_string(), file_dir.to_path_buf());
+    on_thread(move || resolve_now(Place::of(&device), &file_dir)).await.map_err(failed)?
+}
+
+fn resolve_now(place: Place<'_>, file_dir: &Path) -> Result<(PathBuf, bool)> {
+    match place {
         Place::File(name) => {
             // The API server has checked the name already; a folder is left nowhere all the same.
             if name.contains('/') || name.is_empty() || name.starts_with('.') {
@@ -77,24 +79,28 @@ fn check_drive(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Major and minor number of a block device.
+pub fn number(path: &Path) -> Option<(u32, u32)> {
+    crate::host::device::number(path).ok()
+}
+
 /// Looks at a device that exists, and changes nothing.
 pub async fn look(engine: &Engine, path: &Path) -> Result<OnDevice> {
-    let shown = path.display();
-    match engine.open_store(path, OpenStore { read_only: true }).await {
-        Ok(store) => {
-            let lvols = store.lvols().await.map_err(failed)?;
-            let lvols = lvols.iter().filter(|lvol| lvol.state != LvolState::Hidden).count();
-            let there = OnDevice::Store { uuid: store.uuid(), name: store.name(), lvols };
-            store.close().await.map_err(failed)?;
-            Ok(there)
+    match engine.look(path).await.map_err(failed)? {
+        Contents::Blank => Ok(OnDevice::Blank),
+        Contents::Other(what) => Ok(OnDevice::Other(what)),
+        Contents::Store(label) => {
+            Ok(OnDevice::Store { uuid: label.uuid, name: label.name, owner: label.owner, lvols: None })
         }
-        Err(e) if e.kind() == ErrorKind::NotAStore => match blank_problem(path).map_err(failed)? {
-            None => Ok(OnDevice::Blank),
-            Some(what) => Ok(OnDevice::Other(what)),
-        },
-        Err(e) if e.kind() == ErrorKind::Locked => refuse(LvstoreReason::DeviceHeld, format!("{shown}: {e}")),
-        Err(e) => Err(failed(e)),
     }
+}
+
+/// How many lvols a store has. All of its metadata is read.
+pub async fn count(engine: &Engine, path: &Path) -> Result<usize> {
+    let store = engine.open_store(path, OpenStore { read_only: true }).await.map_err(failed)?;
+    let lvols = store.lvols().await.map_err(failed)?;
+    store.close().await.map_err(failed)?;
+    Ok(lvols.iter().filter(|lvol| lvol.state != LvolState::Hidden).count())
 }
 
 /// A store that does not open.
@@ -121,15 +127,13 @@ mod tests {
         std::fs::write(dir.path().join("outside"), b"x")?;
         std::fs::write(files.join("inside"), b"x")?;
         std::os::unix::fs::symlink("../outside", files.join("link"))?;
-        let spec = |device: &str| -> anyhow::Result<LvstoreSpec> {
-            Ok(serde_json::from_value(serde_json::json!({ "node": "n", "name": "s", "device": device }))?)
-        };
-        assert_eq!(resolve(&spec("inside")?, &files), Ok((files.join("inside"), true)));
-        assert_eq!(resolve(&spec("absent")?, &files), Ok((files.join("absent"), false)));
+        let at = |device| resolve_now(Place::of(device), &files);
+        assert_eq!(at("inside"), Ok((files.join("inside"), true)));
+        assert_eq!(at("absent"), Ok((files.join("absent"), false)));
         for bad in ["link", "..", "../outside", "a/../../outside", ""] {
-            assert!(resolve(&spec(bad)?, &files).is_err(), "{bad}");
+            assert!(at(bad).is_err(), "{bad}");
         }
-        assert!(resolve(&spec("/dev/disk/by-id/none")?, &files).is_err());
+        assert!(at("/dev/disk/by-id/none").is_err());
         Ok(())
     }
 }

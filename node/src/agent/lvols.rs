@@ -1,6 +1,7 @@
 //! Carries out what `decide` says for each Lvol object of this node.
 
 use super::decide::{Facts, Home, Origin, Said, Step, decide};
+use super::failure::Failure;
 use super::{Agent, MANAGER, lock, status};
 use coppice_controller::kube::kept;
 use coppice_controller::volume::{Backend, Consistency, Error as VolumeError, Source, lvol_name};
@@ -9,7 +10,7 @@ use coppice_kube_api::{
     Consistency as Asked, FINALIZER, Kind, Lvol, LvolReason, LvolStatus, Lvstore, Provisioning, SELECT_NODE, Tombstone,
 };
 use coppice_proto::attributes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::Controller;
@@ -28,6 +29,8 @@ const CONCURRENCY: u16 = 16;
 const STEPS_MAX: usize = 8;
 /// How often every object is compared with the drive.
 const LOOK_SECONDS: u64 = 10;
+/// How long what was begun may take to end.
+const END_SECONDS_MAX: u64 = 15;
 /// How often it is asked whether devices came or went.
 const EXPORTS_SECONDS: u64 = 1;
 /// When it is tried again: in use, or the object was changed meanwhile; no room, or the like; the API server fails.
@@ -35,33 +38,28 @@ const SOON: Duration = Duration::from_millis(500);
 const LATER: Duration = Duration::from_secs(5);
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
 
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error("the API server: {0}")]
-    Api(#[from] kube::Error),
-    #[error(transparent)]
-    Engine(#[from] coppice_engine::Error),
-    #[error("the status cannot be written as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
-impl Failure {
-    /// The object is not as it was when the change was decided.
-    fn is_conflict(&self) -> bool {
-        matches!(self, Failure::Api(kube::Error::Api(status)) if status.code == 409 || status.code == 404)
-    }
-}
-
 pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
     let api: Api<Lvol> = Api::all(agent.config.client.clone());
     let own = watcher::Config::default().fields(&format!("{SELECT_NODE}={}", agent.config.node));
-    let until = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
     // No object is judged before its store was tried: a store that is only slow is not reported as closed.
-    agent.tried().await;
-    Controller::new(api, own)
-        .with_config(Config::default().concurrency(CONCURRENCY))
+    tokio::select! {
+        () = agent.listed() => {}
+        _ = stop.wait_for(|stop| *stop) => return,
+    }
+    let controller = Controller::new(api, own).with_config(Config::default().concurrency(CONCURRENCY));
+    let objects = controller.store();
+    let known = agent.clone();
+    let listed = async {
+        if objects.wait_until_ready().await.is_ok() {
+            let _ = known.objects.set(objects.clone());
+        }
+        std::future::pending().await
+    };
+    let mut stopped = stop.clone();
+    let until = async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let work = controller
         .reconcile_all_on(wakes(agent.clone()))
         .graceful_shutdown_on(until)
         .run(reconcile, later, agent)
@@ -69,8 +67,20 @@ pub async fn run(agent: Arc<Agent>, mut stop: watch::Receiver<bool>) {
             if let Err(e) = done {
                 tracing::debug!("{e}");
             }
-        })
-        .await;
+        });
+    // One that is stopped before it has seen its objects waits for them for ever; nothing was begun then.
+    let cut_off = async {
+        let _ = stop.wait_for(|stop| *stop).await;
+        if objects.wait_until_ready().now_or_never().is_some() {
+            tokio::time::sleep(Duration::from_secs(END_SECONDS_MAX)).await;
+            warn!("work on lvols is cut off: it takes too long");
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = cut_off => {}
+        () = listed => {}
+    }
 }
 
 /// When all objects are looked at: now and then, and when stores or devices came or went.

@@ -5,37 +5,51 @@
 //!   Lvol objects ─────▶ lvols: create once, grow, remove ────────┘
 //! ```
 //!
+//! At a start without the API server the stores that were open before are opened all the same (`memory`), so that pods which
+//! kubelet knows get their volumes.
+//!
 //! It may be killed at any point: what is done next follows from the object and from the drive (`decide`, `plan`), and a lvol
 //! has the UUID that its object names, so nothing is made twice. Watches of its own node's objects only; it writes their
 //! status and finalizer, each change against the version that it was decided on.
 
+pub(crate) mod condition;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
 mod device;
+mod failure;
+mod keeper;
 mod lvols;
 mod lvstores;
-mod metrics;
+mod memory;
+mod opening;
+mod orphans;
 mod plan;
+mod report;
 mod status;
 
-pub use metrics::metrics;
-
+use crate::Absent;
+use crate::metrics::Wanted;
 use coppice_controller::local::{LocalBackend, Quiesce};
 use coppice_engine::{Engine, Stores};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
+use coppice_kube_api::{Lvol, Lvstore, LvstoreCondition, is_true};
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector;
+use kube::{Api, Client};
+use memory::Memory;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, OnceCell, watch};
 use tracing::warn;
 use uuid::Uuid;
 
 /// Who writes, for the API server's record of fields.
 const MANAGER: &str = "coppice-node";
+/// The namespace whose UID is the cluster's identity.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// What an agent needs.
 pub struct Config {
@@ -44,27 +58,63 @@ pub struct Config {
     /// Or why this machine cannot run one, with advice.
     pub engine: Result<Engine, String>,
     pub stores: Stores,
+    /// What is not in `stores`, for who looks for a volume.
+    pub absent: Absent,
     pub quiesce: Arc<dyn Quiesce>,
-    /// Where lvstores lie that are files.
+    /// Where lvstores lie that are files, and a note of those that are open.
     pub file_dir: PathBuf,
+    pub timing: Timing,
+}
+
+/// How long the agent waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between two looks at a store.
+    pub look: Duration,
+    /// For a device, until its store is reported as stalled.
+    pub stalled: Duration,
+    /// For the API server at the start, until the stores that were open before are opened without it.
+    pub api: Duration,
+    /// For all stores, until the volumes of those that are open can be used.
+    pub tried: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        let seconds = Duration::from_secs;
+        Timing { look: seconds(10), stalled: seconds(10), api: seconds(3), tried: seconds(20) }
+    }
 }
 
 pub struct Agent {
     config: Config,
     backend: LocalBackend,
     recorder: Recorder,
+    /// The Lvstore objects of this node, as the watch has them.
+    lvstores: OnceLock<reflector::Store<Lvstore>>,
     /// Lvstores that are lost, with the names of their objects.
     lost: Mutex<BTreeMap<Uuid, String>>,
     /// When the allocated bytes of a lvol were last written.
     allocated: Mutex<HashMap<Uuid, Instant>>,
+    /// All Lvol objects of this node, once they have been listed.
+    objects: OnceLock<reflector::Store<Lvol>>,
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
-    /// True once every store was tried.
+    cluster: OnceCell<Uuid>,
+    memory: Memory,
+    /// True once volumes can be used: every store was tried, or waiting for one makes no sense.
     tried: watch::Sender<bool>,
+    /// True once that is so, and the API server has said which stores there are.
+    listed: watch::Sender<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn conditions(object: &Lvstore) -> Vec<LvstoreCondition> {
+    let said = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    LvstoreCondition::ALL.iter().copied().filter(|condition| is_true(said, *condition)).collect()
 }
 
 impl Agent {
@@ -72,20 +122,48 @@ impl Agent {
         let backend = LocalBackend::new(config.stores.clone(), config.node.clone(), config.quiesce.clone());
         let reporter = Reporter { controller: "coppice.io/node".into(), instance: Some(config.node.clone()) };
         let recorder = Recorder::new(config.client.clone(), reporter);
+        let memory = Memory::new(&config.file_dir);
         Arc::new(Agent {
+            memory,
             config,
             backend,
             recorder,
+            lvstores: OnceLock::new(),
             lost: Mutex::default(),
             allocated: Mutex::default(),
+            objects: OnceLock::new(),
             changed: Arc::default(),
+            cluster: OnceCell::new(),
             tried: watch::Sender::new(false),
+            listed: watch::Sender::new(false),
         })
     }
 
-    /// Waits until every lvstore of this node was tried, open or not.
+    /// This cluster's identity: the UID of the namespace kube-system, which lives as long as the cluster.
+    async fn cluster(&self) -> Result<Uuid, failure::Failure> {
+        let ask = async || {
+            let namespaces: Api<Namespace> = Api::all(self.config.client.clone());
+            let uid = failure::ask(namespaces.get(SYSTEM_NAMESPACE)).await?.metadata.uid.unwrap_or_default();
+            Uuid::parse_str(&uid).map_err(|_| failure::Failure::Identity(uid))
+        };
+        self.cluster.get_or_try_init(ask).await.copied()
+    }
+
+    /// Waits until every lvstore of this node was tried, open or not; not for ever for one that hangs.
     pub async fn tried(&self) {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
+    }
+
+    async fn listed(&self) {
+        let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+
+    /// The lvstores that this node should have.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let objects = self.lvstores.get().map(reflector::Store::state).unwrap_or_default();
+        let wanted =
+            objects.iter().map(|object| Wanted { name: object.spec.name.clone(), conditions: conditions(object) });
+        wanted.collect()
     }
 
     /// Works until `stop` is true and what was begun is done.

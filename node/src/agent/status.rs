@@ -39,6 +39,8 @@ pub fn lvol_status(
         Said::Lost(reason, message) => {
             set(conditions, LvolCondition::Ready, false, *reason, message);
             set(conditions, LvolCondition::Lost, true, *reason, message);
+            // What is not there is not in use: it can be deleted.
+            status.exports.clear();
         }
     }
     if let Some(lvol) = lvol {
@@ -110,6 +112,37 @@ pub fn patch<S: Serialize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the drive knows counts: a creation that is reported is never done again.
+    #[test]
+    fn an_adopted_lvol_was_created_when_its_drive_says() -> anyhow::Result<()> {
+        let object: Lvol = serde_json::from_value(json!({
+            "apiVersion": "coppice.io/v1alpha1", "kind": "Lvol", "metadata": { "name": "pvc-1" },
+            "spec": { "requestName": "pvc-1", "kind": "Volume", "size": "1Gi", "node": "a", "adopted": true,
+                "lvstoreUUID": uuid::Uuid::nil(), "lvolUUID": uuid::Uuid::from_u128(2) }
+        }))?;
+        let mut lvol = super::super::decide_tests::lvol(1 << 30);
+        let now = jiff::Timestamp::from_second(1_800_000_000)?;
+        let of = |lvol: &LvolInfo| lvol_status(&object, Some(lvol), &Said::Available, None, now).created;
+        assert_eq!(of(&lvol), Some(Time(now)), "nobody wrote it down");
+        lvol.attributes.insert(attributes::CSI_CREATED.into(), "1767225600000000001".into());
+        assert_eq!(of(&lvol), Some(Time("2026-01-01T00:00:00Z".parse()?)));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_lost_is_not_in_use() -> anyhow::Result<()> {
+        let object: Lvol = serde_json::from_value(json!({
+            "apiVersion": "coppice.io/v1alpha1", "kind": "Lvol", "metadata": { "name": "pvc-1" },
+            "spec": { "requestName": "pvc-1", "kind": "Volume", "size": "1Gi", "node": "a",
+                "lvstoreUUID": uuid::Uuid::nil(), "lvolUUID": uuid::Uuid::from_u128(2) },
+            "status": { "exports": [{ "kind": "fuse", "device": "/dev/loop0" }] }
+        }))?;
+        let exports = |said: Said| lvol_status(&object, None, &said, None, jiff::Timestamp::UNIX_EPOCH).exports.len();
+        assert_eq!(exports(Said::Lost(LvolReason::LvstoreLost, String::new())), 0, "or it could never be deleted");
+        assert_eq!(exports(Said::NotReady(LvolReason::LvstoreNotReady, String::new())), 1);
+        Ok(())
+    }
 
     #[test]
     fn allocated_bytes_are_written_now_and_then() {

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! What is attached is known from the engine's exports and the kernel's mounts; an attach record per volume in the run
-//! directory says how it was staged. After a killed process everything it exported is dead: [`Node::recover`] takes
-//! the dead mounts and devices away, and the next stage or publish builds them anew.
+//! directory says how it was staged. After a killed process everything it exported is dead: [`Node::recover`] takes the
+//! dead devices away and [`Node::heal`] mounts anew for whoever still uses them; or the next stage or publish does.
 
 mod expand;
+mod heal;
 mod prepare;
 mod publish;
 mod quiesce;
@@ -22,21 +23,26 @@ pub use quiesce::Consistency;
 pub use record::Record;
 pub use stats::Usage;
 
+use crate::host::command::blocking;
 use crate::host::mount::{self, IfBusy};
 use crate::host::mountinfo::Mount;
 use crate::host::{device, mountinfo};
-use crate::{Error, Result};
+use crate::{Absent, Error, Result};
 use coppice_engine::{ErrorKind, LvolInfo, LvolKind, LvolState, Store, Stores};
 use coppice_proto::turns::{Turn, Turns};
+use heal::Wounded;
 use record::Records;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
 /// How long a call waits for another call on the same volume.
 const QUEUE_SECONDS_MAX: u64 = 60;
+
+/// Whether anybody serves an export is asked of each, for two seconds.
+const DETACH_SECONDS_MAX: u64 = 60;
 
 /// Whose a mount is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,22 +57,29 @@ enum Owner {
 /// The volumes of this node.
 pub struct Node {
     stores: Stores,
+    absent: Absent,
     exports: PathBuf,
     records: Records,
     turns: Turns,
     /// Of which a snapshot is being taken, some of them held still; nothing else is done with them meanwhile.
     being_snapshot: Mutex<HashMap<Uuid, (Option<crate::host::freeze::Frozen>, Turn)>>,
+    wounded: Mutex<Vec<Wounded>>,
 }
 
 impl Node {
-    /// `run_dir` belongs to this process alone.
-    pub fn new(stores: Stores, run_dir: &Path) -> Result<Node> {
+    /// `run_dir` belongs to this process alone. `absent`: stores that may have volumes and are not in `stores`.
+    pub fn new(stores: Stores, absent: Absent, run_dir: &Path) -> Result<Node> {
         let exports = run_dir.join("exports");
         coppice_proto::unix::private_dir(&exports)
             .map_err(|e| Error::Host(format!("make {}: {e}", exports.display())))?;
         let turns = Turns::new(Duration::from_secs(QUEUE_SECONDS_MAX));
         let records = Records::open(&run_dir.join("attached"))?;
-        Ok(Node { stores, exports, records, turns, being_snapshot: Mutex::default() })
+        let (being_snapshot, wounded) = (Mutex::default(), Mutex::default());
+        Ok(Node { stores, absent, exports, records, turns, being_snapshot, wounded })
+    }
+
+    fn wounded(&self) -> MutexGuard<'_, Vec<Wounded>> {
+        self.wounded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses a path of the driver's own run directory.
@@ -82,15 +95,30 @@ impl Node {
     /// Unmounts the volume from `at`. Nothing is mounted there: fine; something else is: it stays.
     async fn unmount_of(&self, id: &str, at: &Path) -> Result<()> {
         let Some(there) = mountinfo::at(at)? else { return Ok(()) };
-        let if_busy = match self.owner_of(&there, id)? {
-            Owner::This => IfBusy::Refuse,
-            Owner::Dead => IfBusy::Detach,
+        match self.owner_of(&there, id)? {
+            Owner::This => mount::unmount(at, IfBusy::Refuse).await,
+            Owner::Dead => {
+                mount::unmount(at, IfBusy::Detach).await?;
+                self.let_go(&there).await
+            }
             Owner::Other => {
                 let (at, of) = (at.display(), there.source.display());
-                return Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")));
+                Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")))
             }
-        };
-        mount::unmount(at, if_busy).await
+        }
+    }
+
+    /// Detaches the device of a dead mount, once that was its last.
+    async fn let_go(&self, mount: &Mount) -> Result<()> {
+        let Some(device) = loop_of(mount) else { return Ok(()) };
+        if !self.mounts_of(&device)?.is_empty() {
+            return Ok(());
+        }
+        let exports = self.exports.clone();
+        blocking("detach a dead device", Duration::from_secs(DETACH_SECONDS_MAX), move || {
+            Ok(coppice_engine::detach_dead(&exports, &device)?)
+        })
+        .await
     }
 
     /// Whose a mount is, as far as a call on the volume `id` is concerned.
@@ -102,14 +130,11 @@ impl Node {
                 return Ok(if Some(export.lvol()) == own { Owner::This } else { Owner::Other });
             }
         }
-        // A loop device that no export has, and that is free or still shows one's file, is what a killed process left.
-        let shown = if mount.fs_type == "devtmpfs" { &mount.root } else { &mount.source };
-        let name = shown.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !name.starts_with("loop") {
-            return Ok(Owner::Other);
-        }
-        let device = Path::new("/dev").join(name);
-        let foreign = device::loops()?.iter().any(|(path, file)| *path == device && !file.starts_with(&self.exports));
+        // A loop device that no export has, and that is free, still shows one's file or, its mount gone, no path of it any
+        // more, is what a killed process left.
+        let Some(device) = loop_of(mount) else { return Ok(Owner::Other) };
+        let ours = |file: &Path| file.starts_with(&self.exports) || file == Path::new("/volume") && !file.exists();
+        let foreign = device::loops()?.iter().any(|(path, file)| *path == device && !ours(file));
         Ok(if foreign { Owner::Other } else { Owner::Dead })
     }
 
@@ -136,6 +161,16 @@ impl Node {
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(none())
+        Err(match self.absent.list() {
+            Some(why) => Error::Unavailable(format!("the volume {id} is in no open lvstore of this node; {why}")),
+            None => none(),
+        })
     }
+}
+
+/// The loop device that is mounted or bound.
+fn loop_of(mount: &Mount) -> Option<PathBuf> {
+    let shown = if mount.fs_type == "devtmpfs" { &mount.root } else { &mount.source };
+    let name = shown.file_name().and_then(|name| name.to_str()).filter(|name| name.starts_with("loop"))?;
+    Some(Path::new("/dev").join(name))
 }

@@ -1,7 +1,7 @@
 //! Publish: bind what is staged to where one user expects it. Unpublish: take it away.
 
-use super::Node;
 use super::stage::{check, key};
+use super::{Node, Owner};
 use crate::host::mount::{self, Options};
 use crate::host::{device, mountinfo};
 use crate::{Error, Result};
@@ -49,11 +49,13 @@ impl Node {
                 }
                 return Ok(());
             }
-            Some(there) => {
+            Some(there) if self.owner_of(&there, id)? != Owner::Dead => {
                 let (at, of) = (target.display(), there.source.display());
                 return Err(Error::Precondition(format!("{at} is a mount of {of} already: unpublish that first")));
             }
-            None => {}
+            // A dead device cannot be replaced by another, but a dead file system is covered: the target is never bare.
+            Some(_) if is_block => self.unmount_of(id, target).await?,
+            Some(_) | None => {}
         }
         if capability.mode == Mode::SingleWriter {
             let other = self.mounts_of(&device)?.into_iter().find(|m| m.target != staging && m.target != target);

@@ -1,13 +1,15 @@
 //! After a killed process: its FUSE servers are gone, so every device that it exported answers only errors. Their mounts
-//! are taken away before the devices, and the devices before anything new is exported: a loop device that keeps its
-//! number while a path still shows it would give one volume's user another volume's data.
+//! are taken away before the devices, and the devices before anything new is exported. What a user of a volume sees stays,
+//! and with it the device: were its number free while a path still shows it, one volume's user would get another
+//! volume's data. File systems are for [`Node::heal`]; devices go when they are unpublished (kubelet, which has a loop
+//! device of its own on each, would not find that again).
 
 use super::Node;
+use super::heal::Wounded;
 use crate::Result;
 use crate::host::mount::{self, IfBusy};
 use crate::host::{device, freeze, mountinfo};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tracing::{info, warn};
 
 /// XFS tries to write its metadata for ever, and whoever freezes or unmounts it waits; on a dead device it may give up.
@@ -24,46 +26,49 @@ impl Node {
     /// Call it once, before anything is exported. Answers with what was removed.
     pub async fn recover(&self) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        let dead = self.dead_devices()?;
+        let boot = device::boot_id()?;
+        let records: Vec<_> = self.records.all()?.into_iter().filter(|record| record.boot_id == boot).collect();
+        let recorded: Vec<_> = records.iter().map(|record| record.device.clone()).collect();
+        let dead = coppice_engine::dead_devices(self.exports_dir(), &recorded)?;
+        let (mut used, mut keep) = (Vec::new(), Vec::new());
         let mut mounts = mountinfo::read()?;
         mounts.reverse();
         for path in &dead {
+            warn!(device = %path.display(), "a predecessor's device is dead");
             let number = device::number(path).ok();
             grow_tired(path);
+            let record = records.iter().find(|record| record.device == *path);
+            let mut users = Vec::new();
             for there in mounts.iter().filter(|mount| mount.is_of(path, number)) {
                 if !there.is_node_of(path) {
                     freeze::thaw_dead(&there.target).await;
                 }
+                if record.is_some_and(|record| record.is_user(there)) {
+                    users.push(there.clone());
+                    continue;
+                }
                 mount::unmount(&there.target, IfBusy::Detach).await?;
                 removed.push(format!("dead mount {} of {}", there.target.display(), path.display()));
             }
+            let Some(record) = record.filter(|_| !users.is_empty()) else { continue };
+            used.push(record.uuid);
+            match record.fs_type {
+                // A path that shows a device does not hold it.
+                None => keep.push(path.clone()),
+                Some(_) => self.wounded().push(Wounded { record: record.clone(), users, failure: String::new() }),
+            }
         }
-        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir())?);
+        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir(), &recorded, &keep)?);
         for record in self.records.all()? {
-            self.records.remove(record.uuid)?;
+            // The next process will have to know, should this one be killed, too.
+            if !used.contains(&record.uuid) {
+                self.records.remove(record.uuid)?;
+            }
         }
         for what in &removed {
             info!("removed what a predecessor left: {what}");
         }
         Ok(removed)
-    }
-
-    /// Loop devices whose file is, or was, one of our exports.
-    fn dead_devices(&self) -> Result<BTreeSet<PathBuf>> {
-        let loops = device::loops()?;
-        let boot = device::boot_id()?;
-        let recorded: Vec<PathBuf> =
-            self.records.all()?.into_iter().filter(|r| r.boot_id == boot).map(|r| r.device).collect();
-        let mut dead = BTreeSet::new();
-        for (path, file) in loops {
-            // The file of a loop device whose FUSE mount was detached has a path that leads nowhere.
-            let lost = recorded.contains(&path) && !file.exists();
-            if file.starts_with(self.exports_dir()) || lost {
-                warn!(device = %path.display(), "a predecessor's device is dead");
-                dead.insert(path);
-            }
-        }
-        Ok(dead)
     }
 
     /// For the end of the process: volumes that nobody uses are given back, the others are written out and named.

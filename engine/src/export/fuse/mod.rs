@@ -227,28 +227,72 @@ impl Drop for Serving {
     }
 }
 
+/// The mounts below a directory, by whether anybody serves them.
+struct Left {
+    dir: PathBuf,
+    dead: Vec<mount::Seen>,
+    alive: Vec<mount::Seen>,
+}
+
+impl Left {
+    /// Nothing if there is no such directory. Blocks for up to two seconds per export.
+    fn below(dir: &Path) -> Result<Option<Left>> {
+        let dir = match dir.canonicalize() {
+            Ok(dir) => dir,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(err!(Io, "{}: {e}", dir.display())),
+        };
+        let (dead, alive) = mount::mounts_below(&dir)?.into_iter().partition(mount::Seen::is_dead);
+        Ok(Some(Left { dir, dead, alive }))
+    }
+
+    fn devices(&self, recorded: &[PathBuf]) -> Vec<LoopDevice> {
+        bound_devices().into_iter().filter(|device| self.is_dead(device, recorded)).collect()
+    }
+
+    /// A device shows its file by a path. Where the process had its own mount namespace (a container), that went with it,
+    /// and all that is left of the path is the file's name. A path below `dir` without a mount here is of another mount
+    /// namespace, which lives.
+    fn is_dead(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
+        let within = |mount: &mount::Seen| device.backing == mount.dir.join(proto::FILE_NAME);
+        self.dead.iter().any(within)
+            || device.backing == Path::new("/").join(proto::FILE_NAME)
+                && device.is_left_of(&self.dir, recorded.contains(&device.path()))
+    }
+}
+
+/// The loop devices that dead processes left whose exports were below `dir`: all that they can do is to fail. `recorded` are
+/// devices that are known to have been such a process's, for where the kernel does not tell; others among them are left
+/// alone. Blocks for up to two seconds per export: never call it on a shard's thread.
+pub fn dead_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let left = Left::below(dir)?;
+    Ok(left.iter().flat_map(|left| left.devices(recorded)).map(|device| device.path()).collect())
+}
+
+/// Detaches a device that was kept, if it is still one that a dead process left. Otherwise as [`dead_devices`].
+pub fn detach_dead(dir: &Path, device: &Path) -> Result<()> {
+    let known = [device.to_path_buf()];
+    let left = Left::below(dir)?;
+    for dead in left.iter().flat_map(|left| left.devices(&known)).filter(|dead| dead.path() == device) {
+        dead.detach_lazily()?;
+    }
+    Ok(())
+}
+
 /// Takes away what dead processes left below `dir`: their loop devices (one that is mounted or open goes with its last
 /// user), their FUSE mounts, their directories. Exports that somebody serves stay, of this process or another. Answers
-/// with what was done, in sentences. Blocks for up to two seconds per export: never call it on a shard's thread.
-///
-/// `dir` must be on a mount that is seen here as the dead process saw it (the host's, or propagated both ways): a loop
-/// device shows its file by path only.
-pub fn remove_dead_exports(dir: &Path) -> Result<Vec<String>> {
+/// with what was done, in sentences. Devices to `keep` stay bound, so that nobody else gets their number. Otherwise as
+/// [`dead_devices`].
+pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf], keep: &[PathBuf]) -> Result<Vec<String>> {
     let mut done = Vec::new();
-    let dir = match dir.canonicalize() {
-        Ok(dir) => dir,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(done),
-        Err(e) => return Err(err!(Io, "{}: {e}", dir.display())),
-    };
-    let (dead, alive): (Vec<_>, Vec<_>) = mount::mounts_below(&dir)?.into_iter().partition(mount::Seen::is_dead);
+    let Some(left) = Left::below(dir)? else { return Ok(done) };
     let mut failure: Option<Error> = None;
     // First the devices: once the mount is gone, a device no longer shows where its file was.
-    for device in bound_devices() {
-        let ours = device.backing.starts_with(&dir) && device.backing.ends_with(proto::FILE_NAME);
-        if !ours || alive.iter().any(|mount| device.backing.starts_with(&mount.dir)) {
+    for device in left.devices(recorded) {
+        let (path, file) = (device.path(), device.backing.clone());
+        if keep.contains(&path) {
             continue;
         }
-        let (path, file) = (device.path(), device.backing.clone());
         match device.detach_lazily() {
             Ok(Detached::Now) => done.push(format!("detached {} from {}", path.display(), file.display())),
             Ok(Detached::WithLastUser) => {
@@ -259,6 +303,7 @@ pub fn remove_dead_exports(dir: &Path) -> Result<Vec<String>> {
             }
         }
     }
+    let Left { dir, dead, alive } = left;
     for mount in dead {
         match mount::unmount(&mount.dir) {
             Ok(()) => done.push(format!("unmounted {}", mount.dir.display())),

@@ -11,6 +11,7 @@ use crate::format::mask::{self, Bits, MaskKind};
 use crate::format::page::{Page, blob_id, seal_page};
 use crate::format::super_block::{BSTYPE_LVOLSTORE, SuperBlock};
 use crate::format::{extent_page, parse_chain};
+use uuid::Uuid;
 
 const INPUTS: u64 = 20_000;
 
@@ -69,6 +70,7 @@ fn super_blocks() {
             let mut sb = SuperBlock::new(&plan, BSTYPE_LVOLSTORE);
             let private = rng.one_in(2).then(|| random_private(rng));
             sb.set_private(private.as_ref()).unwrap();
+            sb.set_owner(rng.one_in(2).then(|| Uuid::from_u128(1 + u128::from(rng.next())))).unwrap();
             sb.encode().to_vec()
         },
         fuzz_super,

@@ -133,6 +133,22 @@ fn super_block_of_a_store_in_use() {
     assert_eq!(SuperBlock::parse(&sb.encode()), Ok(sb));
 }
 
+/// The last bytes of the super block: owner at 3812, private area at 3836.
+const OWNED: &str = "
+00000ee0  00 00 00 00 43 4f 50 4f 57 4e 45 52 12 34 56 78
+00000ef0  9a bc 4d ef 80 01 02 03 04 05 06 07 00 00 00 00
+";
+
+#[test]
+fn super_block_of_an_owner() {
+    let mut sb = SuperBlock::new(&example(), BSTYPE_LVOLSTORE);
+    sb.super_blob = blob_id(0);
+    sb.set_owner(Some(Uuid::parse_str("12345678-9abc-4def-8001-020304050607").unwrap())).unwrap();
+    let mut wanted = page(&format!("{SUPER_DIRTY}{OWNED}"));
+    seal_page(&mut wanted);
+    assert_eq!(sb.encode(), wanted);
+}
+
 #[test]
 fn geometry_of_the_example() {
     let sb = SuperBlock::parse(&page(SUPER_DIRTY)).unwrap();

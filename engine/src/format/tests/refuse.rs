@@ -12,6 +12,7 @@ use crate::format::page::{
 use crate::format::private::{EXTENTS_MAX, Private, PrivateExtent, PrivateState};
 use crate::format::super_block::{BSTYPE_LVOLSTORE, SuperBlock};
 use crate::format::{extent_page, parse_chain};
+use uuid::Uuid;
 
 const DEVICE: u64 = 1 << 30;
 
@@ -153,6 +154,22 @@ fn private_areas() {
         page[at] = value;
         seal_page(&mut page);
         refused(SuperBlock::parse(&page).unwrap().private(), words);
+    }
+}
+
+#[test]
+fn owners() {
+    refused(store().set_owner(Some(Uuid::nil())), "must not be nil");
+    let mut sb = store();
+    sb.set_owner(Some(Uuid::from_u128(7))).unwrap();
+    for (at, words) in [(3812, "not its magic"), (3835, "must not be nil")] {
+        let mut page = sb.encode();
+        page[at] = 0;
+        seal_page(&mut page);
+        let mut other = SuperBlock::parse(&page).unwrap();
+        refused(other.owner(), words);
+        refused(other.set_owner(None), words);
+        assert_eq!(other.encode(), page, "what is somebody else's stays");
     }
 }
 

@@ -8,8 +8,9 @@ use crate::format::journal::{JournalHead, RECORD_PAGES_MAX, RecordHeader, Record
 use crate::format::layout::{encode_chain, layout, page_of_ep};
 use crate::format::mask::{self, Bits, MaskKind};
 use crate::format::page::blob_id;
-use crate::format::super_block::{BSTYPE_COPPICE, SuperBlock};
+use crate::format::super_block::{BSTYPE_COPPICE, BSTYPE_LVOLSTORE, SuperBlock};
 use crate::format::{ZERO_MARK, extent_page, parse_chain, parse_root_links};
+use uuid::Uuid;
 
 fn chain_of(meta: &BlobMeta, pages: usize) -> Vec<u32> {
     (0..pages as u32).map(|n| if n == 0 { meta.id as u32 } else { 6000 + n }).collect()
@@ -176,6 +177,27 @@ fn private_area() {
         assert_eq!(read.private(), Ok(Some(private)), "seed {seed}");
         read.set_private(None).unwrap();
         assert_eq!(read.encode(), untouched, "nothing of ours is left");
+    }
+}
+
+#[test]
+fn owner() {
+    let plan = plan_layout(1 << 30, 1 << 20, 512, 0).unwrap();
+    for seed in 0..50 {
+        let mut rng = Rng(seed);
+        let mut sb = SuperBlock::new(&plan, BSTYPE_LVOLSTORE);
+        sb.set_private(Some(&random_private(&mut rng))).unwrap();
+        let untouched = sb.encode();
+        assert_eq!(sb.owner(), Ok(None));
+        let owner = Some(Uuid::from_u128(1 + u128::from(rng.next())));
+        sb.set_owner(owner).unwrap();
+        let page = sb.encode();
+        assert_eq!(&page[3812..3820], b"COPOWNER");
+        assert_eq!((&page[96..3812], &page[3836..4092]), (&untouched[96..3812], &untouched[3836..4092]));
+        let mut read = SuperBlock::parse(&page).unwrap();
+        assert_eq!(read.owner(), Ok(owner), "seed {seed}");
+        read.set_owner(None).unwrap();
+        assert_eq!(read.encode(), untouched, "nothing of it is left");
     }
 }
 

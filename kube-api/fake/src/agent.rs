@@ -1,6 +1,6 @@
 //! A node's agent without an engine: it says that lvols are there.
 
-use super::api::{Api, text};
+use crate::{Api, text};
 use coppice_kube_api::FINALIZER;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -59,6 +59,10 @@ fn reconcile(api: &Api, object: &Value, drive: &Drive, capacity: u64) {
         let _ = api.patch("lvols", &name, &json!({ "metadata": { "finalizers": [FINALIZER] } }), false);
         return;
     }
+    if object["spec"]["adopted"] == true && text(object, "/status/created").is_empty() {
+        adopt(api, object, lvols.get(&uuid).copied());
+        return;
+    }
     let size = bytes(object, "/spec/size").next_multiple_of(CLUSTER);
     let has = bytes(object, "/status/size");
     let used: u64 = lvols.values().sum();
@@ -81,4 +85,16 @@ fn reconcile(api: &Api, object: &Value, drive: &Drive, capacity: u64) {
         _ => return,
     };
     let _ = api.patch("lvols", &name, &json!({ "status": status }), true);
+}
+
+/// An adopted lvol is there, or it is lost: it is never made.
+fn adopt(api: &Api, object: &Value, has: Option<u64>) {
+    let status = match has {
+        Some(size) => json!({ "created": "2026-01-01T00:00:00Z", "size": size.to_string(),
+            "conditions": [condition("Ready", true, "Available", object)] }),
+        None => json!({ "conditions": [condition("Lost", true, "Missing", object)] }),
+    };
+    if object["status"] != status {
+        let _ = api.patch("lvols", &text(object, "/metadata/name"), &json!({ "status": status }), true);
+    }
 }

@@ -1,14 +1,12 @@
 //! The operations over the objects of an API server, with agents that only say that lvols are there.
 
-mod agent;
-mod api;
-
-use agent::Drive;
 use anyhow::{Context, Result, bail};
-use api::{Api, text};
 use coppice_controller::kube::KubeBackend;
 use coppice_controller::volume::{CreateSnapshot, CreateVolume, Error, Parameters, Range, SourceId, Volume, Volumes};
 use coppice_engine::ErrorKind;
+use coppice_fake_api::agent::{self, Drive};
+use coppice_fake_api::{Api, text};
+use coppice_kube_api::{Lvol, Lvstore, Orphan};
 use coppice_proto::capability::{Access, Capability, Mode, TOPOLOGY_NODE};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -268,5 +266,73 @@ async fn a_volume_in_use_stays() -> Result<()> {
     assert!(api.get("lvols", "pvc-1").is_some_and(|object| object["spec"]["reclaim"].is_null()));
     assert!(api.patch("lvols", "pvc-1", &json!({ "status": { "exports": [] } }), true).is_ok());
     volumes.delete(&made.id.to_string()).await?;
+    Ok(())
+}
+
+/// All Lvol objects were deleted by hand, and made again from what the drive knows: what refers to the lvols finds them, retries
+/// of the requests make nothing new, and a deletion removes the bytes.
+#[tokio::test]
+async fn adopted_objects_are_as_good_as_the_first() -> Result<()> {
+    let api = Api::new();
+    add_node(&api, "a");
+    let drive = Drive::default();
+    let _agent = agent::start(api.clone(), "a", drive.clone(), CAPACITY);
+    let volumes = controller(&api).await;
+    let request = CreateVolume { claim: Some("default/data".into()), ..volume("pvc-1", 4) };
+    let made = volumes.create(request.clone()).await?;
+    let take =
+        CreateSnapshot { name: "snapshot-1".into(), volume_id: made.id.to_string(), ..CreateSnapshot::default() };
+    let snapshot = volumes.create_snapshot(take.clone()).await?;
+    let copied = CreateVolume { source: Some(SourceId::Snapshot(snapshot.id.to_string())), ..volume("pvc-2", 4) };
+    let clone = volumes.create(copied.clone()).await?;
+
+    let before = api.all("lvols");
+    for object in &before {
+        api.remove("lvols", &text(object, "/metadata/name"));
+    }
+    eventually("the objects are gone", || api.all("lvols").is_empty()).await?;
+    for id in [made.id, snapshot.id, clone.id] {
+        assert!(drive.has(&id.to_string()), "the drive keeps what nobody asked to remove");
+    }
+    let gone = volumes.expand(&made.id.to_string(), Range { required: 8 * MIB, limit: 0 }, None).await;
+    assert!(matches!(gone, Err(Error::NotFound(_))), "{gone:?}");
+
+    let store: Lvstore = serde_json::from_value(api.get("lvstores", "a-fast").context("the lvstore")?)?;
+    for object in &before {
+        let lvol: Lvol = serde_json::from_value(object.clone())?;
+        let orphan: Orphan = serde_json::from_value(json!({
+            "lvolUUID": lvol.spec.lvol_uuid, "name": lvol.metadata.name, "kind": lvol.spec.kind, "size": lvol.spec.size,
+            "provisioning": lvol.spec.provisioning, "requestName": lvol.spec.request_name, "sourceUUID": lvol.spec.source_uuid,
+            "sourceKind": lvol.spec.source_kind, "annotations": lvol.metadata.annotations.iter().flatten()
+                .map(|(key, value)| json!({ "key": key, "value": value })).collect::<Vec<_>>(),
+        }))?;
+        let adopted = orphan.object(&store).context("an object")?;
+        assert_eq!(adopted.metadata.name, lvol.metadata.name);
+        api.put("lvols", serde_json::to_value(adopted)?);
+    }
+    eventually("the agent has seen them", || {
+        api.all("lvols").iter().all(|object| !text(object, "/status/created").is_empty())
+    })
+    .await?;
+    // The controller's own cache is not behind for long.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(volumes.create(request).await?, made, "a retry finds it");
+    assert_eq!(volumes.create_snapshot(take).await?.id, snapshot.id);
+    assert_eq!(volumes.create(copied).await?.id, clone.id);
+    let grown = volumes.expand(&made.id.to_string(), Range { required: 8 * MIB, limit: 0 }, None).await?;
+    assert_eq!(grown.capacity, 8 * MIB);
+    let of_clone =
+        CreateSnapshot { name: "snapshot-2".into(), volume_id: clone.id.to_string(), ..CreateSnapshot::default() };
+    let second = volumes.create_snapshot(of_clone).await?;
+    for volume in [made.id, clone.id] {
+        volumes.delete(&volume.to_string()).await?;
+    }
+    for snapshot in [snapshot.id, second.id] {
+        volumes.delete_snapshot(&snapshot.to_string()).await?;
+    }
+    assert!(
+        api.all("lvols").is_empty() && drive.lvols.lock().is_ok_and(|lvols| lvols.is_empty()),
+        "every byte is gone"
+    );
     Ok(())
 }

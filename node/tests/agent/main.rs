@@ -1,0 +1,9 @@
+//! The agent with the real engine, over stores in files, against an API server in this process.
+
+mod killed;
+mod lvols;
+mod lvstores;
+mod offline;
+mod orphans;
+mod rig;
+mod trouble;
