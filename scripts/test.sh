@@ -46,8 +46,8 @@ step callers full "random CSI callers while the driver is killed; COPPICE_CALLER
     "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) cargo test --release -p coppice --test callers -- --ignored --nocapture"
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
     "scripts/fs-torture.sh"
-step e2e full "claims, snapshots, clones and what may happen to them, on a Kubernetes cluster" \
-    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/e2e.sh"
+step e2e full "claims, snapshots, clones and what may happen to them, on a Kubernetes cluster; KILLS=200 for a longer last one" \
+    "KILLS=\${KILLS:-60} COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/e2e.sh"
 step conformance full "the fast part of Kubernetes' own storage suite" \
     "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/conformance.sh --fast"
 # -------------------------------------------------------------------------------------------------------------------
