@@ -11,6 +11,10 @@ says() { # PATTERN WORD…: what the plugin prints has it
     grep -Eq -- "$pattern" <<<"$text" || die "kubectl coppice $* does not say $pattern: $text"
 }
 
+completes() { # WANTED WORD…
+    [[ $'\n'$("$HERE/enter.sh" kubectl __complete coppice --namespace "$space" "${@:2}" 2>/dev/null) == *$'\n'"$1"* ]]
+}
+
 scenario plugin "kubectl coppice: snapshot, clones that are followed, tree, describe, cordon, drain, dump, completion"
 scenario_plugin() {
     local sum folder
@@ -56,7 +60,8 @@ scenario_plugin() {
     [[ -s $folder/objects/lvols.yaml && -n $(ls "$folder"/logs/coppice-node-*.coppice.log) ]] || die "the dump lacks: $(ls -R "$folder")"
     if grep -rqE '^kind: Secret' "$folder"; then die "a secret in the dump"; fi
     rm -r "$folder"
-    "$HERE/enter.sh" kubectl __complete coppice --namespace "$space" describe res 2>/dev/null | grep -q '^restored' || die "no completion"
+    # It gives up after two seconds, which a busy machine may take.
+    wait_for 20 "completion" completes restored describe res
     delete pod/restored pod/copy pod/data
     delete pvc/restored pvc/copy pvc/here
     measure "snapshot of clones deleted" delete volumesnapshot/data-monday
