@@ -313,6 +313,53 @@ async fn what_is_killed_is_found_and_cleaned_up() -> Result<()> {
     Ok(())
 }
 
+/// What users of the other file systems see after a restart: XFS is mounted anew, btrfs only where the kernel mounts two of one
+/// origin; elsewhere its path goes on to answer errors until it is unpublished. The path is never bare.
+async fn users_after_a_kill(fs_type: &str) -> Result<bool> {
+    let mut driver = Driver::start(4 << 30).await?;
+    let mut c = driver.clients().await?;
+    let volume = c.create("v", FS_BYTES, mount(fs_type)).await?;
+    let (staging, target) = (driver.path("staging"), driver.path("target"));
+    c.publish(&volume, &staging, &target, mount(fs_type), false).await?;
+    write_durably(&target.join("kept"), b"content")?;
+    driver.kill()?;
+    driver.run().await?;
+    let give_up = std::time::Instant::now() + std::time::Duration::from_secs(8);
+    let mut healed = false;
+    while !healed && std::time::Instant::now() < give_up {
+        healed = write_durably(&target.join("more"), b"more").is_ok();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    if healed {
+        assert_eq!(fs::read(target.join("kept"))?, b"content");
+    } else {
+        let kept = fs::metadata(target.join("kept")).map_err(|e| e.kind());
+        assert_ne!(kept.err(), Some(std::io::ErrorKind::NotFound), "bare: {}", driver.log());
+    }
+    let mut c = driver.clients().await?;
+    c.unpublish(&volume, &target).await?;
+    c.unstage(&volume, &staging).await?;
+    c.publish(&volume, &staging, &target, mount(fs_type), false).await?;
+    assert_eq!(fs::read(target.join("kept"))?, b"content");
+    c.unpublish(&volume, &target).await?;
+    c.unstage(&volume, &staging).await?;
+    c.delete(&volume).await?;
+    driver.terminate().await?;
+    Ok(healed)
+}
+
+#[tokio::test]
+async fn users_of_an_xfs_are_mounted_anew() -> Result<()> {
+    assert!(users_after_a_kill("xfs").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn users_of_a_btrfs_see_no_bare_directory() -> Result<()> {
+    users_after_a_kill("btrfs").await?;
+    Ok(())
+}
+
 /// Looks at a published ext4 all the time: an error is what a user of a dead device may see, an empty directory is not.
 struct Watch(std::sync::Arc<std::sync::atomic::AtomicBool>, std::thread::JoinHandle<bool>);
 

@@ -28,7 +28,7 @@ pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
-pub use export::{dead_devices, detach_dead, remove_dead_exports};
+pub use export::{dead_devices, detach_dead, lost_its_mount, remove_dead_exports};
 pub use handle::{Engine, Export, Store};
 #[cfg(feature = "sim")]
 #[doc(hidden)]

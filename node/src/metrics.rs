@@ -3,7 +3,7 @@
 //! All is read when it is asked for. The engine's counters cost a lock of the store's metadata for a moment; how long the
 //! device has not answered is asked of the data threads, which may stand still themselves: that is waited for only so long.
 
-use crate::agent::condition::space;
+use crate::agent::condition::{PAGE_BYTES, space};
 use coppice_engine::counters::{LatencyTotals, LvolTotals, StoreTotals};
 use coppice_engine::{LvolInfo, LvolKind, LvolState, Store, StoreInfo, Stores};
 use coppice_kube_api::{LvstoreCondition, Space};
@@ -17,8 +17,6 @@ use uuid::Uuid;
 
 /// How long the data threads may take to say how long the device has not answered.
 const ASK_SECONDS_MAX: u64 = 2;
-/// Bytes of a metadata page.
-const PAGE_BYTES: u64 = 4096;
 
 const READY: Metric = Metric::gauge("coppice_lvstore_ready", "1 if the lvstore is open and its device works, else 0.");
 const CONDITION: Metric = Metric::gauge(

@@ -6,7 +6,7 @@ use coppice_kube_api::{
 };
 
 /// Bytes of a metadata page.
-const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = 4096;
 
 /// The status that the object has now, to be changed.
 pub fn of(object: &Lvstore) -> LvstoreStatus {

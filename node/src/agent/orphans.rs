@@ -10,7 +10,6 @@ use coppice_kube_api::{
     ANNOTATION_MAX, KeptSnapshot, Lvol, ORPHANS_MAX, Orphan, OrphanAnnotation, REQUEST_NAME_MAX, Tombstone,
 };
 use coppice_proto::attributes::{self, reported_size};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -69,9 +68,6 @@ fn orphan(lvol: &LvolInfo) -> Orphan {
     });
     // What another program wrote there may be anything; the API server takes no name like that.
     let is_name = |text: &&str| (1..=REQUEST_NAME_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
-    let created = attribute(attributes::CSI_CREATED).and_then(|text| text.parse::<i128>().ok());
-    // The API server keeps whole seconds, and compares.
-    let created = created.and_then(|nanos| jiff::Timestamp::from_nanosecond(nanos).ok()).map(|time| time.as_second());
     let kept = annotations(&lvol.attributes).into_iter().filter(|(_, value)| value.len() <= ANNOTATION_MAX);
     Orphan {
         lvol_uuid: lvol.uuid,
@@ -83,7 +79,7 @@ fn orphan(lvol: &LvolInfo) -> Orphan {
         source_kind: source.map(|(_, kind)| kind.to_string()),
         request_name: attribute(attributes::CSI_NAME).filter(is_name).map(String::from),
         file_system: attribute(attributes::FS).map(|text| text.chars().take(63).collect()),
-        created: created.and_then(|second| jiff::Timestamp::from_second(second).ok()).map(Time),
+        created: super::status::created(lvol),
         annotations: kept.map(|(key, value)| OrphanAnnotation { key, value }).collect(),
     }
 }
@@ -92,6 +88,7 @@ fn orphan(lvol: &LvolInfo) -> Orphan {
 mod tests {
     use super::*;
     use coppice_kube_api::{Kind, Lvstore};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::ResourceExt;
     use serde_json::json;
 
@@ -99,21 +96,9 @@ mod tests {
         LvolInfo {
             uuid: Uuid::from_u128(id),
             name: format!("lvol-{id}"),
-            alias: String::new(),
-            lvstore: "fast".into(),
-            size: 1 << 30,
-            block_size: 4096,
-            num_blocks: (1 << 30) / 4096,
-            cluster_size: 1 << 20,
-            thin: true,
             kind,
-            parent: None,
-            children: Vec::new(),
-            allocated_clusters: 0,
-            state: LvolState::Ok,
-            reason: None,
-            exports: Vec::new(),
             attributes: pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            ..super::super::decide_tests::lvol(1 << 30)
         }
     }
 

@@ -65,13 +65,20 @@ pub fn lvol_not_grown(
     status
 }
 
+/// When the lvol was made, if that was written down.
+pub fn created(lvol: &LvolInfo) -> Option<Time> {
+    let nanos = lvol.attributes.get(attributes::CSI_CREATED)?.parse::<i128>().ok()?;
+    whole_seconds(jiff::Timestamp::from_nanosecond(nanos).ok()?)
+}
+
+/// The API server keeps no more, and compares.
+fn whole_seconds(time: jiff::Timestamp) -> Option<Time> {
+    jiff::Timestamp::from_second(time.as_second()).ok().map(Time)
+}
+
 fn describe(status: &mut LvolStatus, lvol: &LvolInfo, since_allocated: Option<Duration>, now: jiff::Timestamp) {
     if status.created.is_none() {
-        let nanos = lvol.attributes.get(attributes::CSI_CREATED).and_then(|text| text.parse::<i128>().ok());
-        let made = nanos.and_then(|nanos| jiff::Timestamp::from_nanosecond(nanos).ok());
-        // The API server keeps whole seconds, and compares.
-        let made = made.unwrap_or(now).as_second();
-        status.created = jiff::Timestamp::from_second(made).ok().map(Time);
+        status.created = created(lvol).or_else(|| whole_seconds(now));
     }
     status.size = Some(reported_size(&lvol.attributes, lvol.size).into());
     status.parent = lvol.parent;

@@ -133,7 +133,7 @@ impl Node {
         // A loop device that no export has, and that is free, still shows one's file or, its mount gone, no path of it any
         // more, is what a killed process left.
         let Some(device) = loop_of(mount) else { return Ok(Owner::Other) };
-        let ours = |file: &Path| file.starts_with(&self.exports) || file == Path::new("/volume") && !file.exists();
+        let ours = |file: &Path| file.starts_with(&self.exports) || coppice_engine::lost_its_mount(file);
         let foreign = device::loops()?.iter().any(|(path, file)| *path == device && !ours(file));
         Ok(if foreign { Owner::Other } else { Owner::Dead })
     }

@@ -227,6 +227,12 @@ impl Drop for Serving {
     }
 }
 
+/// Whether a loop device that shows this as its file shows one of an export's whose mount is gone from every mount
+/// namespace: all that is left of the path is the name.
+pub fn lost_its_mount(file: &Path) -> bool {
+    file == Path::new("/").join(proto::FILE_NAME)
+}
+
 /// The mounts below a directory, by whether anybody serves them.
 struct Left {
     dir: PathBuf,
@@ -256,8 +262,7 @@ impl Left {
     fn is_dead(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
         let within = |mount: &mount::Seen| device.backing == mount.dir.join(proto::FILE_NAME);
         self.dead.iter().any(within)
-            || device.backing == Path::new("/").join(proto::FILE_NAME)
-                && device.is_left_of(&self.dir, recorded.contains(&device.path()))
+            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, recorded.contains(&device.path()))
     }
 }
 
