@@ -5,19 +5,30 @@
 //! mapped on which requests are read: the process would never be gone, nor its locks. The guard sees its pipe close,
 //! because such threads hold no files ([`coppice_engine::sys::apart`]), and aborts the connections of the run directory.
 //!
-//! It holds the run directory's lock until it is done, so that it never meets a successor's exports.
+//! Then it waits for those threads: one that is mounting may still do so, and the successor has to find that mount. It holds
+//! the run directory's lock until it is done, so that it never meets a successor's exports.
 
 use anyhow::{Context, Result};
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Waits for the end of its input. A forced unmount of a file system in use fails, after it has aborted the connection; so
-/// mount and device stay for the successor, who cleans up.
+/// mount and device stay for the successor, who cleans up. Of a process whose threads have ended nothing is left, or one task
+/// that nobody has waited for; a thread that does not come back holds the successor up for two seconds.
 const SCRIPT: &str = r#"trap '' HUP INT TERM
-cat >/dev/null
-for at in "$1"/*; do umount -c -f "$at"; done"#;
+word=$(cat)
+for at in "$1"/*; do umount -c -f "$at"; done
+[ "$word" != end ] || exit 0
+for turn in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    set -- /proc/"$PPID"/task/*
+    [ $# -gt 1 ] || break
+    sleep 0.1
+done"#;
+/// What it reads before the end of an orderly stop: nobody has to be waited for.
+const ORDERLY: &[u8] = b"end";
 
 /// Dropping it ends it, and waits for that.
 pub struct Guard(Child);
@@ -33,7 +44,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
+        if let Some(mut stdin) = self.0.stdin.take() {
+            let _ = stdin.write_all(ORDERLY);
+        }
         let _ = self.0.wait();
     }
 }

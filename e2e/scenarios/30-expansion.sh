@@ -5,11 +5,15 @@
 grow() { # CLAIM SIZE
     k patch "pvc/$1" --type merge --patch "{\"spec\": {\"resources\": {\"requests\": {\"storage\": \"$2\"}}}}" >/dev/null
 }
+volume_grown() { # CLAIM SIZE: kubelet may be through with its part already
+    local status
+    status=$(k get "pvc/$1" --output 'jsonpath={.status.conditions[*].type} {.status.capacity.storage}')
+    [[ " $status " == *" FileSystemResizePending "* || $status == *" $2" ]]
+}
 grown() { # CLAIM SIZE [POD]
     # kubelet looks for volumes to grow when it syncs the pod: once a minute, or when the pod changes.
     if [[ -n ${3:-} ]]; then
-        k wait "pvc/$1" --for condition=FileSystemResizePending --timeout "${SECONDS_MAX}s" >/dev/null ||
-            die "the volume of $1 does not grow: $(k get "pvc/$1" --output 'jsonpath={.status}')"
+        wait_for "$SECONDS_MAX" "the volume of $1 to grow" volume_grown "$1" "$2"
         k annotate "pod/$3" --overwrite "grow=$2" >/dev/null
     fi
     k wait "pvc/$1" --for "jsonpath={.status.capacity.storage}=$2" --timeout "${SECONDS_MAX}s" >/dev/null ||

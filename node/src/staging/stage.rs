@@ -1,6 +1,6 @@
 //! Stage: lvol to mounted file system. Unstage: back.
 
-use super::{Node, Record, prepare};
+use super::{Node, Owner, Record, prepare};
 use crate::host::mount::{self, IfBusy, Options};
 use crate::host::{device, grow, mkfs, mountinfo};
 use crate::{Error, Result};
@@ -75,7 +75,11 @@ impl Node {
         let mut options = Options::read(flags)?;
         if let Some(there) = mountinfo::at(staging)? {
             let (at, of) = (staging.display(), there.source.display());
-            return Err(Error::Precondition(format!("{at} is a mount of {of} already: unstage that first")));
+            match self.owner_of(&there, &lvol.uuid.to_string())? {
+                // A killed process was still mounting it when this one looked.
+                Owner::Dead => self.unmount_of(&lvol.uuid.to_string(), staging).await?,
+                _ => return Err(Error::Precondition(format!("{at} is a mount of {of} already: unstage that first"))),
+            }
         }
         let device = export.device();
         export.refresh_size().await?;
