@@ -39,12 +39,25 @@ pub enum Detached {
 }
 
 impl LoopDevice {
-    /// Binds `file` to a free loop device. A node missing in `/dev` (containers) is made, and stays.
-    pub fn attach(file: &Path, block_size: u32, read_only: bool) -> Result<LoopDevice> {
-        on_thread_apart(|| Self::attach_here(file, block_size, read_only))
+    /// Binds `file` to a free loop device. A node missing in `/dev` (containers) is made, and stays. `about_to` hears which
+    /// device is tried, before that; `not_that` that it was not bound.
+    pub fn attach(
+        file: &Path,
+        block_size: u32,
+        read_only: bool,
+        about_to: impl Fn(u32) -> Result<()> + Send,
+        not_that: impl Fn(u32) + Send,
+    ) -> Result<LoopDevice> {
+        on_thread_apart(|| Self::attach_here(file, block_size, read_only, about_to, not_that))
     }
 
-    fn attach_here(file: &Path, block_size: u32, read_only: bool) -> Result<LoopDevice> {
+    fn attach_here(
+        file: &Path,
+        block_size: u32,
+        read_only: bool,
+        about_to: impl Fn(u32) -> Result<()>,
+        not_that: impl Fn(u32),
+    ) -> Result<LoopDevice> {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let backing = rustix::fs::open(file, access | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())
             .map_err(|e| failed(e.into(), format_args!("cannot open {}", file.display())))?;
@@ -54,6 +67,7 @@ impl LoopDevice {
             let number = loop_ctl::get_free(&control).map_err(|e| failed(e, "cannot get a free loop device"))?;
             let device = LoopDevice { number, backing: file.to_path_buf() };
             let opened = device.open(access)?;
+            about_to(number)?;
             match loop_ctl::configure(&opened, &backing, block_size, flags, file.as_os_str().as_bytes()) {
                 Ok(()) => {
                     if read_sysfs(number, "loop/dio").as_deref() != Some("1") {
@@ -63,9 +77,11 @@ impl LoopDevice {
                 }
                 // Another process took it in between.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
+                    not_that(number);
                     std::thread::sleep(PAUSE / 10)
                 }
                 Err(e) => {
+                    not_that(number);
                     return Err(failed(
                         e,
                         format_args!("cannot bind {} to {}", file.display(), device.path().display()),

@@ -126,7 +126,8 @@ fn what_a_dead_container_left_is_removed_at_once() -> Result<()> {
     let (mut child, device) = Child::start_apart()?;
     let exports = child.dir.path().join("exports");
     child.kill()?;
-    let done = remove_dead_exports(&exports, std::slice::from_ref(&device), &[])?;
+    // Nobody else wrote down that it was ours: a driver that is killed right after binding it did not come to that.
+    let done = remove_dead_exports(&exports, &[], &[])?;
     ensure!(done.iter().any(|done| done.starts_with("detached /dev/loop")), "{done:?}");
     nothing_left(&exports, &device)
 }
@@ -156,5 +157,6 @@ fn a_dead_export_that_is_mounted_goes_with_the_mount() -> Result<()> {
         ensure!(Instant::now() < give_up, "gone with its last user");
         std::thread::sleep(Duration::from_millis(10));
     }
+    remove_dead_exports(&exports, &[], &[])?;
     nothing_left(&exports, &device)
 }

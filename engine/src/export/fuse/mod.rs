@@ -11,6 +11,7 @@
 //! Setting up and taking down asks the kernel for things that the kernel asks of the shards in turn, so both run on
 //! threads of their own.
 
+mod marks;
 mod mount;
 mod proto;
 mod server;
@@ -116,6 +117,9 @@ impl FuseExport {
         if state.attached {
             self.0.device.detach()?;
             state.attached = false;
+            if let Some(dir) = state.mounted.as_ref().and_then(|dir| dir.parent()) {
+                marks::clear(dir, self.0.device.number);
+            }
         }
         if let Some(dir) = &state.mounted {
             mount::unmount(dir)?;
@@ -209,7 +213,8 @@ fn start<V: Volume>(
         block_size.get_or_insert(block);
     }
     let block_size = block_size.ok_or_else(|| err!(Invalid, "no shard to serve an export"))?;
-    let device = LoopDevice::attach(&mount.dir.join(proto::FILE_NAME), block_size, read_only)?;
+    let file = mount.dir.join(proto::FILE_NAME);
+    let device = LoopDevice::attach(&file, block_size, read_only, |n| marks::set(dir, n), |n| marks::clear(dir, n))?;
     let mounted = Some(mount.dir.clone());
     mount.keep();
     let state = State { attached: true, mounted, serving: std::mem::take(&mut serving.0) };
@@ -238,6 +243,7 @@ struct Left {
     dir: PathBuf,
     dead: Vec<mount::Seen>,
     alive: Vec<mount::Seen>,
+    marked: Vec<u32>,
 }
 
 impl Left {
@@ -249,11 +255,16 @@ impl Left {
             Err(e) => return Err(err!(Io, "{}: {e}", dir.display())),
         };
         let (dead, alive) = mount::mounts_below(&dir)?.into_iter().partition(mount::Seen::is_dead);
-        Ok(Some(Left { dir, dead, alive }))
+        let marked = marks::all(&dir);
+        Ok(Some(Left { dir, dead, alive, marked }))
     }
 
     fn devices(&self, recorded: &[PathBuf]) -> Vec<LoopDevice> {
         bound_devices().into_iter().filter(|device| self.is_dead(device, recorded)).collect()
+    }
+
+    fn is_known(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
+        self.marked.contains(&device.number) || recorded.contains(&device.path())
     }
 
     /// A device shows its file by a path. Where the process had its own mount namespace (a container), that went with it,
@@ -262,7 +273,7 @@ impl Left {
     fn is_dead(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
         let within = |mount: &mount::Seen| device.backing == mount.dir.join(proto::FILE_NAME);
         self.dead.iter().any(within)
-            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, recorded.contains(&device.path()))
+            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, self.is_known(device, recorded))
     }
 }
 
@@ -281,6 +292,7 @@ pub fn detach_dead(dir: &Path, device: &Path) -> Result<()> {
     for dead in left.iter().flat_map(|left| left.devices(&known)).filter(|dead| dead.path() == device) {
         dead.detach_lazily()?;
     }
+    marks::tidy(dir, &bound_devices());
     Ok(())
 }
 
@@ -308,7 +320,8 @@ pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf], keep: &[PathBuf]) -
             }
         }
     }
-    let Left { dir, dead, alive } = left;
+    let Left { dir, dead, alive, .. } = left;
+    marks::tidy(&dir, &bound_devices());
     for mount in dead {
         match mount::unmount(&mount.dir) {
             Ok(()) => done.push(format!("unmounted {}", mount.dir.display())),
