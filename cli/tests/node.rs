@@ -166,6 +166,27 @@ async fn a_block_volume_is_its_device_and_grows_in_use() -> Result<()> {
     assert_eq!(first, [7; 4096]);
     c.unpublish(&volume, &target).await?;
     c.unstage(&volume, &staging).await?;
+
+    // As a pod asks for it that mounts a claim of a writable volume read-only. One device serves all: either, or.
+    let (writer, other) = (|| block(Mode::SingleNodeWriter), driver.path("other"));
+    let write =
+        |at: &Path| fs::File::options().write(true).open(at).and_then(|mut device| device.write_all(&[7; 4096]));
+    c.stage(&volume, &staging, writer()).await?;
+    c.publish(&volume, &staging, &target, writer(), true).await?;
+    c.publish(&volume, &staging, &target, writer(), true).await?;
+    c.publish(&volume, &staging, &other, writer(), true).await?;
+    for at in [&target, &other] {
+        assert_eq!(write(at).map_err(|e| e.kind()), Err(std::io::ErrorKind::PermissionDenied));
+    }
+    c.unpublish(&volume, &other).await?;
+    assert_eq!(code(c.publish(&volume, &staging, &other, writer(), false).await), Code::AlreadyExists);
+    assert_eq!(code(c.publish(&volume, &staging, &target, writer(), false).await), Code::AlreadyExists);
+    c.unpublish(&volume, &target).await?;
+    c.publish(&volume, &staging, &target, writer(), false).await?;
+    write(&target)?;
+    assert_eq!(code(c.publish(&volume, &staging, &other, writer(), true).await), Code::AlreadyExists);
+    c.unpublish(&volume, &target).await?;
+    c.unstage(&volume, &staging).await?;
     c.delete(&volume).await?;
     driver.terminate().await
 }

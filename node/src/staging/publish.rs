@@ -27,18 +27,20 @@ impl Node {
             return Err(Error::Invalid(format!("staging and target path are the same: {}", target.display())));
         }
         let _turn = self.turns.take(&key(id)).await?;
-        let device = self.stage_in_turn(id, staging, capability).await?;
         let (flags, is_block): (&[String], bool) = match &capability.access {
             Access::Mount { flags, .. } => (flags, false),
             Access::Block => (&[], true),
         };
         let options = Options::read(flags)?;
         let read_only = read_only || options.read_only || capability.mode == Mode::ReaderOnly;
-        if is_block && read_only && capability.mode != Mode::ReaderOnly {
-            let message = "a read-only bind does not make a block device read-only: ask for the volume with the access \
-                           mode SINGLE_NODE_READER_ONLY";
-            return Err(Error::Invalid(message.into()));
-        }
+        // A read-only bind does not make a block device read-only: the device itself is, for all who use it at that time.
+        let device = match is_block && read_only {
+            true => {
+                let reader = Capability { mode: Mode::ReaderOnly, ..capability.clone() };
+                self.stage_in_turn(id, staging, &reader).await?
+            }
+            false => self.stage_in_turn(id, staging, capability).await?,
+        };
         let number = device::number(&device).ok();
         match mountinfo::at(target)? {
             Some(there) if there.is_of(&device, number) => {
