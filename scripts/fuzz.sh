@@ -6,7 +6,7 @@
 #
 # A target fails on a panic, on an input that takes more than 10 s, and above 1 GiB of memory. What was found interesting
 # is kept in fuzz-out/corpus/TARGET and goes on from there next time; what fails lands in fuzz-out/artifacts/TARGET and, once
-# mended, in engine/fuzz/seeds/TARGET, which every run starts with. No sanitizer, so that the stable toolchain will do: the
+# mended, in CRATE/fuzz/seeds/TARGET, which every run starts with. No sanitizer, so that the stable toolchain will do: the
 # engine's only unsafe code is the ring and the ioctls, which no target reaches.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -15,12 +15,27 @@ cd "$ROOT"
 
 # cargo-fuzz wants a target folder of its own.
 export CARGO_TARGET_DIR=$TARGET_DIR/fuzz
-fuzz=(--fuzz-dir engine/fuzz --sanitizer none)
+crates=(engine nbd)
 limits=(-timeout=10 -rss_limit_mb=1024)
+
+# crate_of TARGET: the crate whose fuzz folder has it; a target's name is one crate's.
+crate_of() {
+    local crate
+    for crate in "${crates[@]}"; do
+        [[ -e $crate/fuzz/fuzz_targets/$1.rs ]] && say "$crate" && return
+    done
+    die "no fuzz target \"$1\" in ${crates[*]}"
+}
+fuzz_run() { # TARGET ARGUMENT…
+    local crate
+    crate=$(crate_of "$1") || exit 1
+    cargo-fuzz run --fuzz-dir "$crate/fuzz" --sanitizer none "$@"
+}
 
 if [[ ${1:-} == --replay ]]; then
     (($# == 3)) || die "say --replay TARGET FILE"
-    exec cargo-fuzz run "${fuzz[@]}" "$2" "$3" -- "${limits[@]}"
+    fuzz_run "$2" "$3" -- "${limits[@]}"
+    exit
 fi
 
 seconds=${1:-20}
@@ -28,20 +43,25 @@ seconds=${1:-20}
 shift || true
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-    mapfile -t targets < <(cd engine/fuzz/fuzz_targets && printf '%s\n' *.rs | sed 's/\.rs$//')
+    for crate in "${crates[@]}"; do
+        mapfile -t -O ${#targets[@]} targets < <(cd "$crate/fuzz/fuzz_targets" && printf '%s\n' *.rs | sed 's/\.rs$//')
+    done
 fi
 
-cargo-fuzz build "${fuzz[@]}" </dev/null
+for crate in "${crates[@]}"; do
+    cargo-fuzz build --fuzz-dir "$crate/fuzz" --sanitizer none </dev/null
+done
 
 failed=()
 for target in "${targets[@]}"; do
-    corpus=fuzz-out/corpus/$target artifacts=fuzz-out/artifacts/$target seeds=engine/fuzz/seeds/$target
+    crate=$(crate_of "$target")
+    corpus=fuzz-out/corpus/$target artifacts=fuzz-out/artifacts/$target seeds=$crate/fuzz/seeds/$target
     mkdir -p "$corpus" "$artifacts"
     folders=("$corpus")
     [[ -d $seeds ]] && folders+=("$seeds")
     start=$(now)
     log=$(mktemp)
-    if cargo-fuzz run "${fuzz[@]}" "$target" "${folders[@]}" -- -max_total_time="$seconds" "${limits[@]}" \
+    if fuzz_run "$target" "${folders[@]}" -- -max_total_time="$seconds" "${limits[@]}" \
         -print_final_stats=1 -artifact_prefix="$artifacts/" </dev/null >"$log" 2>&1; then
         runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         if [[ ${runs:-0} -eq 0 ]]; then

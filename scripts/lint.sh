@@ -20,7 +20,7 @@ part() { # NAME COMMAND…
 }
 
 format() {
-    cargo fmt --all --check && rustfmt --check --edition 2024 engine/fuzz/fuzz_targets/*.rs
+    cargo fmt --all --check && rustfmt --check --edition 2024 {engine,nbd}/fuzz/fuzz_targets/*.rs
 }
 
 deny() {

@@ -46,6 +46,9 @@ if want test; then
     need zstd zstd
     need jq jq
     need git git
+    need nbdinfo libnbd-bin
+    need qemu-img qemu-utils
+    need nbdkit nbdkit
 fi
 if want lint; then need shellcheck shellcheck; fi
 if want fuzz; then need g++ g++; fi # libFuzzer is C++

@@ -44,6 +44,8 @@ step demo full "the demo: plain, interrupted, twice at once" \
     "scripts/demo-test.sh"
 step callers full "random CSI callers while the driver is killed; COPPICE_CALLERS_SECONDS=N goes on with fresh seeds" \
     "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) cargo test --release -p coppice --test callers -- --ignored --nocapture"
+step two-nodes full "a snapshot of one process is a volume of another: bad networks, certificates, kills of either side" \
+    "cargo test --release -p coppice --test two_nodes -- --ignored"
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
     "scripts/fs-torture.sh"
 step e2e full "claims, snapshots, clones and what may happen to them, on a Kubernetes cluster; KILLS=200 for a longer last one" \

@@ -27,6 +27,9 @@ pub struct Global {
     /// Where the running process has its admin socket
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/coppice")]
     pub run_dir: PathBuf,
+    /// With --image: the snapshot of that UUID, which lvols of the lvstore have as external parent, is this file or device
+    #[arg(long, global = true, value_name = "UUID=FILE|DEV", value_parser = external_file)]
+    pub external: Vec<(uuid::Uuid, PathBuf)>,
     /// How the answer is printed
     #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
@@ -148,8 +151,15 @@ pub enum Lvol {
     /// Make a writable clone of a snapshot
     #[command(after_help = SIZES)]
     Clone(LvolClone),
-    /// Make a clone of a snapshot in another lvstore (comes later)
+    /// Make a clone of a snapshot in another lvstore, here or on another node: usable at once, copied over in the background
+    #[command(after_help = SIZES)]
     CloneExternal(CloneExternal),
+    /// Wait until a clone of a snapshot elsewhere has everything itself, and needs nobody any more
+    Hydrate(OneLvol),
+    /// Keep a snapshot for an lvstore elsewhere, and let that read it
+    Pin(LvolPin),
+    /// Nothing in that lvstore reads the snapshot any more, or it is lost for good
+    Unpin(LvolUnpin),
     /// Change the size of a lvol
     #[command(after_help = SIZES)]
     Resize(LvolResize),
@@ -169,7 +179,7 @@ pub enum Lvol {
     /// Write standard input into a lvol; durable when the command ends
     #[command(after_help = SIZES)]
     Write(LvolWrite),
-    /// Make a lvol a block device, and print its path (running process only)
+    /// Make a lvol a block device, and print its path, or say where it is served over NBD (running process only)
     Export(LvolExport),
 }
 
@@ -235,8 +245,42 @@ pub struct LvolClone {
 
 #[derive(Args)]
 pub struct CloneExternal {
-    #[arg(hide = true, num_args = 0..)]
-    pub rest: Vec<String>,
+    /// UUID of the snapshot
+    #[arg(value_name = "SNAPSHOT")]
+    pub parent: uuid::Uuid,
+    /// Name of the clone
+    pub name: String,
+    /// In which lvstore; may be left out if there is only one
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub lvstore: String,
+    /// At least that of the snapshot [default: the same]
+    #[arg(long, value_parser = size::parse)]
+    pub size: Option<u64>,
+    /// Reserve the space now: writes never fail for lack of it
+    #[arg(long)]
+    pub thick: bool,
+    /// Copy nothing over: go on reading from the snapshot
+    #[arg(long)]
+    pub no_hydration: bool,
+}
+
+#[derive(Args)]
+pub struct LvolPin {
+    pub snapshot: String,
+    /// The lvstore that depends on it
+    #[arg(long, value_name = "UUID")]
+    pub lvstore: uuid::Uuid,
+    /// Who may read it: the DNS name in the certificate of the process that has that lvstore
+    #[arg(long, value_name = "NAME")]
+    pub reader: String,
+}
+
+#[derive(Args)]
+pub struct LvolUnpin {
+    pub snapshot: String,
+    /// The lvstore that depended on it
+    #[arg(long, value_name = "UUID")]
+    pub lvstore: uuid::Uuid,
 }
 
 #[derive(Args)]
@@ -309,6 +353,16 @@ pub struct LvolExport {
     /// Take the device away again
     #[arg(long, conflicts_with = "read_only")]
     pub stop: bool,
+    /// No device: print the URI under which any NBD client on this machine can read the lvol
+    #[arg(long, conflicts_with_all = ["read_only", "stop"])]
+    pub nbd: bool,
+}
+
+/// `UUID=FILE`
+pub fn external_file(text: &str) -> Result<(uuid::Uuid, PathBuf), String> {
+    let (id, path) = text.split_once('=').ok_or("UUID=FILE is expected")?;
+    let id = uuid::Uuid::try_parse(id).map_err(|e| format!("{id:?} is no UUID: {e}"))?;
+    if path.is_empty() { Err("a file is missing behind the =".into()) } else { Ok((id, path.into())) }
 }
 
 /// Ends the process as clap does on wrong usage: a message, a hint, exit code 2. Call before anything is open.

@@ -5,13 +5,15 @@
 
 use crate::args::Global;
 use anyhow::{Context, Result, anyhow, bail};
-use coppice_engine::{Engine, EngineConfig, ErrorKind, LvolInfo, OpenStore, Store, StoreInfo};
+use coppice_engine::{Engine, EngineConfig, ErrorKind, LvolInfo, OpenStore, Store, StoreInfo, Stores, external};
 use coppice_node::admin::{AdminService, client, serve_in_memory};
+use coppice_node::remote::Parents;
 use coppice_proto::admin::v1;
 use coppice_proto::admin::v1::admin_client::AdminClient;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -32,7 +34,7 @@ const CLOSE_RETRY: Duration = Duration::from_millis(100);
 /// Runs a command's work on the store or stores that the global options name.
 pub async fn with<T>(global: &Global, access: Access, work: impl AsyncFnOnce(&mut Client) -> Result<T>) -> Result<T> {
     match &global.image {
-        Some(image) => offline(image, access, work).await,
+        Some(image) => offline(global, image, access, work).await,
         None => {
             let mut client = online(&global.run_dir).await?;
             until_interrupted(work(&mut client)).await
@@ -58,20 +60,35 @@ async fn online(run_dir: &Path) -> Result<Client> {
     Ok(client(channel.with_context(|| format!("cannot connect to {}", socket.display()))?))
 }
 
-async fn offline<T>(image: &Path, access: Access, work: impl AsyncFnOnce(&mut Client) -> Result<T>) -> Result<T> {
+async fn offline<T>(
+    global: &Global,
+    image: &Path,
+    access: Access,
+    work: impl AsyncFnOnce(&mut Client) -> Result<T>,
+) -> Result<T> {
     let engine = Engine::start(EngineConfig::default())?;
-    let done = on_image(&engine, image, access, work).await;
+    let done = on_image(&engine, global, image, access, work).await;
     engine.shutdown().await;
     done
 }
 
 async fn on_image<T>(
     engine: &Engine,
+    global: &Global,
     image: &Path,
     access: Access,
     work: impl AsyncFnOnce(&mut Client) -> Result<T>,
 ) -> Result<T> {
-    let store = engine.open_store(image, OpenStore { read_only: access == Access::Look }).await?;
+    let files = global.external.iter().cloned().collect();
+    let shard = engine.shards().first().context("an engine without data threads")?.clone();
+    let parents = Parents::new(Stores::default(), shard, files, None, tokio::runtime::Handle::current());
+    let external = external::Access {
+        resolver: Some(Arc::new(parents)),
+        // Nobody else comes along.
+        patience: Duration::ZERO,
+        ..external::Access::default()
+    };
+    let store = engine.open_store(image, OpenStore { read_only: access == Access::Look, external }).await?;
     // Exports need a process that stays, so there is no place for them.
     let service = AdminService::new(vec![store.clone()].into(), PathBuf::new());
     let done = match serve_in_memory(service).await {

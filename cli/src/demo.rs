@@ -80,6 +80,7 @@ async fn narrate(base: &Path, signals: &mut Signals) -> Result<bool> {
         node_id: "this-machine".into(),
         shards: 2,
         alpha: false,
+        remote: Default::default(),
     };
     let mut server = Server::start(config).await.context("start the server")?;
     let life = tokio::select! {

@@ -52,7 +52,40 @@ pub async fn run(global: &Global, command: Lvol) -> Result<()> {
             let made = with(global, Access::Change, async |c| one(c.clone_lvol(request).await)).await?;
             say(format, &made, || format!("made {} from {}", sized(&made), clean(&from)))
         }
-        Lvol::CloneExternal(_) => bail!("clones of a snapshot elsewhere are not built yet; they come later"),
+        Lvol::CloneExternal(how) => {
+            let request = v1::CloneExternalRequest {
+                parent: how.parent.to_string(),
+                name: how.name,
+                store: how.lvstore,
+                size: how.size,
+                thick: how.thick,
+                no_hydration: how.no_hydration,
+            };
+            let made = with(global, Access::Change, async |c| one(c.clone_external(request).await)).await?;
+            say(format, &made, || format!("made {} from {}: it can be used at once", sized(&made), how.parent))
+        }
+        Lvol::Hydrate(how) => {
+            let request = LvolRequest { lvol: how.lvol };
+            let lvol = with(global, Access::Change, async |client| {
+                long_work("hydrating", client.hydrate_lvol(request).await).await
+            });
+            let lvol = lvol.await?;
+            say(format, &lvol, || format!("{} has everything itself, and needs nobody any more", clean(&lvol.alias)))
+        }
+        Lvol::Pin(how) => {
+            let pin = v1::Pin { lvstore: how.lvstore.to_string(), reader: how.reader.clone() };
+            let request = v1::PinLvolRequest { lvol: how.snapshot, pin: Some(pin) };
+            let lvol = with(global, Access::Change, async |c| one(c.pin_lvol(request).await)).await?;
+            say(format, &lvol, || format!("pinned {}: {} may read it", clean(&lvol.alias), clean(&how.reader)))
+        }
+        Lvol::Unpin(how) => {
+            let request = v1::UnpinLvolRequest { lvol: how.snapshot.clone(), lvstore: how.lvstore.to_string() };
+            with(global, Access::Change, async |c| c.unpin_lvol(request).await.map_err(refused)).await?;
+            match format {
+                Format::Json => print_json(&serde_json::json!({})),
+                Format::Table => print(&format!("{} is not kept for {} any more\n", clean(&how.snapshot), how.lvstore)),
+            }
+        }
         Lvol::Resize(how) => {
             let request = v1::ResizeLvolRequest { lvol: how.lvol.clone(), size: how.size() };
             let (before, after) = with(global, Access::Change, async |client| {
@@ -142,7 +175,7 @@ fn list(lvols: &[LvolInfo]) -> String {
             human(l.size),
             human(own(l)),
             percent(own(l), l.size),
-            tree::state(l.state).to_string(),
+            tree::state_of(l),
             exports(l),
             l.uuid.to_string(),
         ]
@@ -178,6 +211,12 @@ fn describe(lvol: &LvolInfo, all: &[LvolInfo]) -> String {
         ("parent", lvol.parent.as_ref().map_or_else(|| "–".to_string(), name)),
     ];
     lines.extend(lvol.children.iter().map(|child| ("child", name(child))));
+    if let Some(h) = lvol.hydration {
+        lines.push(("to copy", format!("{} of {}", human(h.remaining_bytes), human(h.total_bytes))));
+    }
+    lines.extend(
+        lvol.pins.iter().map(|pin| ("pinned", format!("for the lvstore {}, read by {}", pin.lvstore, pin.reader))),
+    );
     lines.push(("exports", exports(lvol)));
     lines.extend(lvol.attributes.iter().map(|(key, value)| ("attribute", format!("{key} = {value}"))));
     facts(lines)
@@ -298,6 +337,11 @@ async fn write(global: &Global, how: LvolWrite) -> Result<()> {
 async fn export(global: &Global, how: LvolExport) -> Result<()> {
     if global.image.is_some() {
         bail!("a block device needs a process that stays: start coppice standalone, and export without --image");
+    }
+    if how.nbd {
+        let lvol = with(global, Access::Look, async |client| get(client, &how.lvol).await).await?;
+        let socket = global.run_dir.join(coppice_node::remote::SOCKET);
+        return say(global.output, &lvol, || format!("nbd+unix:///{}?socket={}", lvol.uuid, socket.display()));
     }
     if how.stop {
         let request = LvolRequest { lvol: how.lvol };

@@ -16,6 +16,7 @@ mod lvstore;
 mod node;
 mod output;
 mod quiesce;
+mod remote;
 mod serving;
 mod size;
 mod standalone;

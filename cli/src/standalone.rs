@@ -6,13 +6,15 @@
 
 use crate::http;
 use crate::quiesce::NodeQuiesce;
+use crate::remote::{Remote, RemoteArgs, Servers};
 use crate::serving::{self, RunDir, Serving, Signals, check_node_name};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coppice_controller::csi::{ControllerService, IdentityService};
 use coppice_controller::local::LocalBackend;
 use coppice_controller::volume::Volumes;
-use coppice_engine::{Engine, OpenStore, Store, Stores};
+use coppice_engine::external::Access;
+use coppice_engine::{Engine, OpenStore, Stores};
 use coppice_node::Absent;
 use coppice_node::admin::AdminService;
 use coppice_node::csi::NodeService;
@@ -25,6 +27,7 @@ use coppice_proto::unix;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 use tracing::info;
 
 /// Where the admin socket and the attach records are, unless told otherwise.
@@ -52,6 +55,8 @@ pub struct StandaloneArgs {
     /// Advertise what is alpha in CSI 1.13
     #[arg(long)]
     pub alpha_capabilities: bool,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 /// A standalone server that runs.
@@ -60,6 +65,8 @@ pub struct Server {
     stores: Stores,
     node: Arc<Node>,
     serving: Serving,
+    served: Servers,
+    releasing: JoinHandle<()>,
     // Dropped last: the run directory is ours until then.
     _run_dir: RunDir,
 }
@@ -72,6 +79,7 @@ pub struct Config {
     pub node_id: String,
     pub shards: usize,
     pub alpha: bool,
+    pub remote: RemoteArgs,
 }
 
 pub async fn run(args: StandaloneArgs) -> Result<()> {
@@ -86,6 +94,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         run_dir: args.run_dir,
         shards: args.shards,
         alpha: args.alpha_capabilities,
+        remote: args.remote,
     };
     let name = config.node_id.clone();
     let mut server = Server::start(config).await?;
@@ -118,9 +127,12 @@ impl Server {
         if config.shards == 0 {
             bail!("--shards 0: at least one data thread is needed");
         }
+        let remote = Remote::new(config.remote).await?;
         let run_dir = RunDir::take(&config.run_dir)?;
         let engine = serving::start_engine(config.shards)?;
-        let stores = open_all(&engine, &config.lvstores).await?;
+        let stores = Stores::default();
+        let shard = engine.shards().first().context("an engine without data threads")?.clone();
+        open_all(&engine, &config.lvstores, &stores, &remote.access(&stores, shard)).await?;
         let node = Arc::new(Node::new(stores.clone(), Absent::default(), run_dir.path())?);
         node.recover().await.context("clean up after a killed predecessor")?;
         let quiesce = Arc::new(NodeQuiesce(node.clone()));
@@ -135,7 +147,13 @@ impl Server {
             .add_service(IdentityServer::new(IdentityService { alpha: config.alpha }))
             .add_service(ControllerServer::new(ControllerService::new(volumes, calls.clone(), config.alpha)))
             .add_service(NodeServer::new(NodeService::new(node.clone(), calls, config.node_id)));
-        let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
+        let served = remote.serve(&stores, run_dir.path())?;
+        let mut admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf());
+        if let Some(others) = &served.others {
+            admin = admin.serving(others.clone());
+        }
+        let releasing = tokio::spawn(admin.near().clone().release(stores.clone()));
+        let admin = admin.into_server();
         let admin_path = run_dir.path().join("admin.sock");
         serving.serve(csi, &config.endpoint)?;
         serving.serve(serving.grpc().add_service(admin), &admin_path)?;
@@ -144,7 +162,7 @@ impl Server {
         }
         tokio::spawn(node.clone().heal());
         info!(endpoint = %config.endpoint.display(), admin = %admin_path.display(), "serving");
-        Ok(Server { engine, stores, node, serving, _run_dir: run_dir })
+        Ok(Server { engine, stores, node, serving, served, releasing, _run_dir: run_dir })
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -162,22 +180,25 @@ impl Server {
 
     /// The end of a drained server, as [`serving::close`] has it.
     pub async fn close(self) -> Result<Vec<String>> {
+        self.releasing.abort();
+        self.served.stop().await;
         let in_use = serving::close(&self.engine, &self.stores, &self.node).await?;
         self.serving.remove_sockets();
         Ok(in_use)
     }
 }
 
-async fn open_all(engine: &Engine, paths: &[PathBuf]) -> Result<Stores> {
-    let mut stores: Vec<Store> = Vec::new();
+/// They are added as they come: one may have what another reads.
+async fn open_all(engine: &Engine, paths: &[PathBuf], stores: &Stores, external: &Access) -> Result<()> {
     for path in paths {
-        let store =
-            engine.open_store(path, OpenStore::default()).await.with_context(|| format!("open {}", path.display()))?;
-        if let Some(twin) = stores.iter().find(|other| other.name() == store.name() || other.uuid() == store.uuid()) {
+        let how = OpenStore { external: external.clone(), ..OpenStore::default() };
+        let store = engine.open_store(path, how).await.with_context(|| format!("open {}", path.display()))?;
+        let all = stores.all();
+        if let Some(twin) = all.iter().find(|other| other.name() == store.name() || other.uuid() == store.uuid()) {
             let (a, b, name) = (twin.path(), store.path(), store.name());
             bail!("{} and {} are both the lvstore {name}: names must differ", a.display(), b.display());
         }
-        stores.push(store);
+        stores.add(store);
     }
-    Ok(stores.into())
+    Ok(())
 }

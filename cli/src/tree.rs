@@ -37,7 +37,7 @@ impl<'a> Leaf<'a> {
         Leaf {
             lvol,
             name: name(lvol).to_string(),
-            state: state(lvol.state).to_string(),
+            state: state_of(lvol),
             inherits: match lvol.kind {
                 LvolKind::EsnapClone => {
                     Some(lvol.parent.map_or_else(|| "from outside".to_string(), |id| format!("from {id}")))
@@ -203,6 +203,17 @@ pub fn kind(lvol: &LvolInfo) -> &'static str {
         (LvolKind::Clone, false) => "thick clone",
         (LvolKind::EsnapClone, true) => "esnap clone",
         (LvolKind::EsnapClone, false) => "thick esnap clone",
+    }
+}
+
+/// The state, with how far a hydration is.
+pub fn state_of(lvol: &LvolInfo) -> String {
+    match (lvol.state, lvol.hydration) {
+        (LvolState::Hydrating, Some(h)) if h.total_bytes > 0 => {
+            let done = h.total_bytes.saturating_sub(h.remaining_bytes).saturating_mul(100) / h.total_bytes;
+            format!("hydrating {done}%")
+        }
+        (state_now, _) => state(state_now).to_string(),
     }
 }
 

@@ -29,6 +29,8 @@ fn lvol(n: u128, name: &str, kind: LvolKind, parent: u128, size_mib: u64, own: u
         reason: None,
         exports: Vec::new(),
         attributes: BTreeMap::new(),
+        pins: Vec::new(),
+        hydration: None,
     }
 }
 
@@ -52,6 +54,7 @@ fn store() -> StoreInfo {
         max_size: 256 << 30,
         lvols: 3,
         snapshots: 2,
+        external_parents: Vec::new(),
         hidden_bytes: 0,
         bstype: "COPPICE".into(),
         clean: false,

@@ -37,7 +37,14 @@ pub async fn remove(engine: &Engine, path: &Path, force: bool, progress: Progres
     let Some(home) = engine.shards().first() else { bail!("the engine has no shard") };
     let done = home.call(move |shard| async move {
         let port = device.port(&shard);
-        let opened = Lvstore::open(&shard, shards, device.clone(), OpenStore { read_only: true }, 16 << 20).await;
+        let opened = Lvstore::open(
+            &shard,
+            shards,
+            device.clone(),
+            OpenStore { read_only: true, ..Default::default() },
+            16 << 20,
+        )
+        .await;
         let mut removed = Removed { name: None, lvols: 0 };
         let cluster_size;
         let store = match opened {

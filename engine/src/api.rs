@@ -3,6 +3,7 @@
 //! Sizes are bytes unless the name ends in `_clusters`. A lvol's id is its UUID; its alias is `lvstore/name`.
 
 use crate::device::PREDECESSOR_PATIENCE;
+use crate::external::Access;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,13 +70,16 @@ pub enum Contents {
 pub struct OpenStore {
     /// Nothing is written, whatever is asked later.
     pub read_only: bool,
+    /// How parents outside of the store are reached.
+    pub external: Access,
 }
 
 /// What a lvol is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LvolKind {
     /// Writable, without a parent.
+    #[default]
     Lvol,
     /// Read-only.
     Snapshot,
@@ -85,9 +89,10 @@ pub enum LvolKind {
     EsnapClone,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LvolState {
+    #[default]
     Ok,
     /// Its external parent cannot be reached.
     Degraded,
@@ -99,7 +104,7 @@ pub enum LvolState {
 }
 
 /// A lvol, as `lvol ls -o json` prints it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct LvolInfo {
     pub uuid: Uuid,
     pub name: String,
@@ -118,6 +123,12 @@ pub struct LvolInfo {
     pub children: Vec<Uuid>,
     /// Clusters that belong to this lvol alone.
     pub allocated_clusters: u64,
+    /// Lvstores that depend on this snapshot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+    /// Set as long as the lvol is to be hydrated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hydration: Option<Hydration>,
     pub state: LvolState,
     /// Why `state` is not `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +137,26 @@ pub struct LvolInfo {
     /// Extra attributes kept in the metadata (`name` and `uuid` not included). Values are UTF-8 text.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
+}
+
+/// Lvols of another lvstore read a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pin {
+    /// UUID of that lvstore.
+    pub lvstore: Uuid,
+    /// Who may read the snapshot for it: the identity of its node, as certificates name it.
+    pub reader: String,
+}
+
+/// How far the hydration of a lvol is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Hydration {
+    /// Bytes that are still to be copied from the external parent, in whole clusters.
+    pub remaining_bytes: u64,
+    /// What they were in the beginning.
+    pub total_bytes: u64,
+    /// Bytes copied since the store was opened.
+    pub copied_bytes: u64,
 }
 
 /// A lvstore, as `lvstore show -o json` prints it. `total_clusters` = metadata + allocated + reserved + quarantined + free.
@@ -159,6 +190,9 @@ pub struct StoreInfo {
     pub snapshots: u64,
     /// Bytes held by hidden snapshots.
     pub hidden_bytes: u64,
+    /// UUIDs of snapshots outside of the store that its lvols read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub external_parents: Vec<Uuid>,
     /// `LVOLSTORE` or `COPPICE`: as it is on the device now.
     pub bstype: String,
     pub clean: bool,
@@ -205,6 +239,22 @@ pub struct CreateClone {
     pub size: Option<u64>,
     pub thick: bool,
     pub attributes: BTreeMap<String, String>,
+}
+
+/// `lvol clone-external`.
+#[derive(Clone, Debug, Default)]
+pub struct CreateExternalClone {
+    /// UUID of a snapshot outside of the store. It is pinned by the caller before this.
+    pub parent: Uuid,
+    pub name: String,
+    /// `None`: a random one.
+    pub uuid: Option<Uuid>,
+    /// At least the parent's size; `None`: the same. Rounded up to whole clusters.
+    pub size: Option<u64>,
+    pub thick: bool,
+    pub attributes: BTreeMap<String, String>,
+    /// Copy everything over in the background, then let go of the parent.
+    pub hydrate: bool,
 }
 
 /// What `check` found; an empty list means that every invariant holds.

@@ -99,6 +99,14 @@ pub struct StoreLatency {
     pub(crate) flush: Latency,
 }
 
+impl StoreLatency {
+    /// Requests so far, of every kind.
+    pub(crate) fn requests(&self) -> u64 {
+        let all = [&self.read, &self.write, &self.flush];
+        all.iter().flat_map(|latency| &latency.buckets).map(Count::get).fold(0, u64::wrapping_add)
+    }
+}
+
 /// A distribution of times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LatencyTotals {

@@ -47,6 +47,8 @@ pub enum ErrorKind {
     Failed,
     /// The operation was cancelled (`ECANCELED`).
     Cancelled,
+    /// The external parent of an esnap clone cannot be reached (`EIO`).
+    Away,
 }
 
 impl ErrorKind {
@@ -61,7 +63,7 @@ impl ErrorKind {
             ErrorKind::ReadOnly => libc::EROFS,
             ErrorKind::Unsupported => libc::EOPNOTSUPP,
             ErrorKind::NotAStore | ErrorKind::Corrupt => libc::EILSEQ,
-            ErrorKind::Io | ErrorKind::Failed => libc::EIO,
+            ErrorKind::Io | ErrorKind::Failed | ErrorKind::Away => libc::EIO,
             ErrorKind::Cancelled => libc::ECANCELED,
         }
     }

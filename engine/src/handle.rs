@@ -7,6 +7,7 @@ use crate::api::*;
 use crate::device::{Device, OpenMode, blank_problem, on_thread};
 use crate::error::{Error, ErrorKind, Result, err};
 use crate::export::{FuseExport, Volume};
+use crate::external::Stretch;
 use crate::lvol::LvolIo;
 use crate::shard::sync::{AsyncMutex, lock};
 use crate::shard::{Shard, ShardHandle, ShardThreads};
@@ -265,6 +266,38 @@ impl Store {
         self.at_home(|lv, shard| async move { lv.clone_snapshot(&shard, how).await }).await
     }
 
+    /// Makes a writable clone of a snapshot outside of the store. The caller has pinned that. `Away` if it cannot be reached.
+    pub async fn clone_external(&self, how: CreateExternalClone) -> Result<LvolInfo> {
+        self.at_home(|lv, shard| async move { lv.clone_external(&shard, how).await }).await
+    }
+
+    /// UUIDs of the snapshots outside of the store that its lvols depend on.
+    pub fn external_parents(&self) -> Vec<Uuid> {
+        self.lv.external_parents()
+    }
+
+    /// Sees to it that an esnap clone gets everything that it reads from its external parent, and waits for that. If it
+    /// stands still or `progress` answers `false`, it is not waited for any longer, and goes on by itself.
+    pub async fn hydrate(&self, lvol: Uuid, progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.hydrate(&shard, lvol, progress).await }).await
+    }
+
+    /// Records that lvols of another lvstore read this snapshot. Durable when it returns.
+    pub async fn pin(&self, snapshot: Uuid, pin: Pin) -> Result<LvolInfo> {
+        self.at_home(move |lv, shard| async move { lv.pin(&shard, snapshot, pin).await }).await
+    }
+
+    /// Nothing in that lvstore reads the snapshot any more, or it is lost for good.
+    pub async fn unpin(&self, snapshot: Uuid, lvstore: Uuid) -> Result<()> {
+        self.at_home(move |lv, shard| async move { lv.unpin(&shard, snapshot, lvstore).await }).await
+    }
+
+    /// A snapshot as those outside of the store read it. A deleted one only if it is pinned.
+    pub async fn reader(&self, snapshot: Uuid) -> Result<Reader> {
+        let size = self.at_home(move |lv, shard| async move { lv.snapshot_size(&shard, snapshot) }).await?;
+        Ok(Reader { store: self.clone(), snapshot, size })
+    }
+
     /// Deletes a lvol or snapshot. A snapshot with several clones: `HasClones`, unless `deferred`, which hides it.
     /// `Busy` while it is exported or open.
     pub async fn delete(&self, lvol: Uuid, deferred: bool) -> Result<()> {
@@ -396,6 +429,49 @@ impl Store {
     /// Everything durable, clean mark set, lock released. `Busy` while something is exported.
     pub async fn close(&self) -> Result<()> {
         self.at_home(|lv, shard| async move { lv.close(&shard).await }).await
+    }
+}
+
+/// A snapshot, read from outside of its store. It keeps nobody from deleting it: a pin does.
+#[derive(Clone)]
+pub struct Reader {
+    store: Store,
+    snapshot: Uuid,
+    size: u64,
+}
+
+impl Reader {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Any offset and length inside it, at most [`crate::lvol::READ_MAX`] bytes.
+    pub async fn read(&self, off: u64, len: usize) -> Result<bytes::Bytes> {
+        let snapshot = self.snapshot;
+        // Reads of one snapshot are spread over the data threads.
+        let shards = &self.store.engine.shards;
+        let shard = &shards[(off / PIECE) as usize % shards.len()];
+        let lv = self.store.lv.clone();
+        shard.call(move |shard| async move { lv.read_snapshot(&shard, snapshot, off, len).await }).await
+    }
+
+    /// What is known of a range, perhaps of its beginning only.
+    pub async fn status(&self, off: u64, len: u64) -> Result<Vec<Stretch>> {
+        let snapshot = self.snapshot;
+        self.store.at_home(move |lv, shard| async move { lv.snapshot_status(&shard, snapshot, off, len).await }).await
+    }
+
+    /// Where it may differ from another snapshot of its store: a hole stands for "the same for sure".
+    pub async fn delta(&self, other: Uuid, off: u64, len: u64) -> Result<Vec<Stretch>> {
+        let snapshot = self.snapshot;
+        let work =
+            move |lv: Arc<Lvstore>, shard| async move { lv.snapshot_delta(&shard, snapshot, other, off, len).await };
+        self.store.at_home(work).await
     }
 }
 

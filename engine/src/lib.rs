@@ -9,6 +9,7 @@
 //! * `store`: lvstore: map, allocator, journal, load and recovery, check.
 //! * `lvol`: volume semantics: I/O, copy on write, the tree.
 //! * `export`: how a lvol becomes a block device.
+//! * `external`: parents outside of a store.
 //! * `counters`: what lvols did and how long it took.
 //! * `sim`: seeded disk and scheduler, on which the real engine runs under test.
 
@@ -17,6 +18,7 @@ pub mod counters;
 pub mod device;
 pub mod error;
 pub mod export;
+pub mod external;
 pub mod format;
 mod handle;
 pub mod lvol;
@@ -29,7 +31,7 @@ pub mod sys;
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
 pub use export::{dead_devices, detach_dead, lost_its_mount, remove_dead_exports};
-pub use handle::{Engine, Export, Store};
+pub use handle::{Engine, Export, Reader, Store};
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use sim::image::fuzz_image;

@@ -466,7 +466,7 @@ fn flipped_mask_bits_lose_nothing() -> Result<()> {
             ensure!(findings.iter().any(|f| f.kind == "mask"), "{what}, byte {byte}: {findings:#?}");
             block_on(store.create_lvol(CreateLvol { name: "n".into(), size: 1, ..Default::default() }))?;
             block_on(store.close())?;
-            let store = block_on(b.engine.open_store(&damaged, OpenStore { read_only: true }))?;
+            let store = block_on(b.engine.open_store(&damaged, OpenStore { read_only: true, ..Default::default() }))?;
             for vol in b.model.vols() {
                 vol.compare(1 << 30, 1 << 20, |at, len| Ok(block_on(store.read(vol.uuid, at, len as usize))?))
                     .with_context(|| format!("{what}, byte {byte}: {}", vol.name))?;

@@ -170,7 +170,7 @@ fn a_store_with_a_damaged_clone_can_be_closed() -> Result<()> {
     // What has its place can be written.
     block_on(b.store.write(bystander, 0, vec![1; 4096]))?;
     block_on(b.store.close())?;
-    let again = block_on(b.engine.open_store(&path, OpenStore { read_only: true }))?;
+    let again = block_on(b.engine.open_store(&path, OpenStore { read_only: true, ..Default::default() }))?;
     ensure!(block_on(again.read(bystander, 0, 4096))? == vec![1; 4096]);
     ensure!(!block_on(again.info())?.seal_work.is_empty());
     Ok(block_on(again.close())?)

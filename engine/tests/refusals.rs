@@ -411,7 +411,7 @@ fn one_opener() -> Result<()> {
     b.create_lvol("a", 1, false)?;
     let second = engine()?;
     for read_only in [true, false] {
-        let open = block_on(second.open_store(&b.path, OpenStore { read_only })).map(|_| ());
+        let open = block_on(second.open_store(&b.path, OpenStore { read_only, ..Default::default() })).map(|_| ());
         refused("a second opener", open, Locked, "open in another process")?;
     }
     let how = CreateStore { force: true, file_size: None, ..store_of("x", 0, 64 << 10, 4096) };
@@ -562,13 +562,18 @@ fn what_is_no_store_is_not_opened() -> Result<()> {
         let before = std::fs::read(&path)?;
         ensure!(before != good, "{what}: nothing was damaged");
         for read_only in [true, false] {
-            refused(what, block_on(engine.open_store(&path, OpenStore { read_only })).map(|_| ()), *kind, fragment)?;
+            refused(
+                what,
+                block_on(engine.open_store(&path, OpenStore { read_only, ..Default::default() })).map(|_| ()),
+                *kind,
+                fragment,
+            )?;
         }
         ensure!(std::fs::read(&path)? == before, "{what}: it was changed");
     }
     std::fs::write(&path, &good)?;
     set(&path, 100, &[1])?;
-    let opened = block_on(engine.open_store(&path, OpenStore { read_only: true }))?;
+    let opened = block_on(engine.open_store(&path, OpenStore { read_only: true, ..Default::default() }))?;
     let findings = block_on(opened.check())?;
     ensure!(findings.iter().any(|f| f.kind == "super-block"), "the copy of the super block is used: {findings:?}");
     block_on(opened.close())?;
@@ -616,7 +621,7 @@ fn read_only_means_nothing_is_written() -> Result<()> {
     let snapshot = b.snapshot(&[(lvol, "s")])?[0];
     ensure!(b.close_and_judge()?);
     let before = std::fs::read(&b.path)?;
-    let store = block_on(b.engine.open_store(&b.path, OpenStore { read_only: true }))?;
+    let store = block_on(b.engine.open_store(&b.path, OpenStore { read_only: true, ..Default::default() }))?;
     let said = "opened read-only";
     refused(
         "create",

@@ -62,7 +62,7 @@ async fn contents(shard: &Shard, store: &Arc<Lvstore>, of: Option<&Contents>) ->
             let bytes = (io.size() - at).min(1 << 20) as usize;
             let buf = shard.buf(bytes).slice(0, bytes);
             match io.read(at, buf.clone()).await {
-                Err(e) if e.kind() == ErrorKind::Unsupported => external = true,
+                Err(e) if e.kind() == ErrorKind::Away => external = true,
                 result => result?,
             }
             buf.with(|b| hash.update(b));

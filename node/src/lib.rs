@@ -7,6 +7,7 @@
 //! * `absent`: which lvstores are not open, and why.
 //! * `agent`: makes the drive what the objects of the Kubernetes API say.
 //! * `metrics`: what Prometheus is told of the lvstores.
+//! * `remote`: snapshots across lvstores and nodes.
 //! * `registration`: how kubelet learns of the driver.
 
 mod absent;
@@ -17,6 +18,7 @@ mod error;
 pub mod host;
 pub mod metrics;
 pub mod registration;
+pub mod remote;
 pub mod staging;
 
 pub use absent::Absent;

@@ -1,7 +1,7 @@
 //! The engine's words and those of the admin API, in both directions and without loss.
 
 use crate::admin::v1;
-use coppice_engine::{Finding, LvolInfo, LvolKind, LvolState, StoreInfo};
+use coppice_engine::{Finding, Hydration, LvolInfo, LvolKind, LvolState, Pin, StoreInfo};
 use uuid::Uuid;
 
 /// A message from a peer that does not keep to the contract.
@@ -53,7 +53,27 @@ impl From<LvolInfo> for v1::Lvol {
             reason: lvol.reason,
             exports: lvol.exports,
             attributes: lvol.attributes,
+            pins: lvol.pins.into_iter().map(Into::into).collect(),
+            hydration: lvol.hydration.map(|h| v1::Hydration {
+                remaining_bytes: h.remaining_bytes,
+                total_bytes: h.total_bytes,
+                copied_bytes: h.copied_bytes,
+            }),
         }
+    }
+}
+
+impl From<Pin> for v1::Pin {
+    fn from(pin: Pin) -> Self {
+        v1::Pin { lvstore: pin.lvstore.to_string(), reader: pin.reader }
+    }
+}
+
+impl TryFrom<v1::Pin> for Pin {
+    type Error = Malformed;
+
+    fn try_from(pin: v1::Pin) -> Result<Self, Malformed> {
+        Ok(Pin { lvstore: uuid(&pin.lvstore)?, reader: pin.reader })
     }
 }
 
@@ -94,6 +114,12 @@ impl TryFrom<v1::Lvol> for LvolInfo {
             reason: lvol.reason,
             exports: lvol.exports,
             attributes: lvol.attributes,
+            pins: lvol.pins.into_iter().map(Pin::try_from).collect::<Result<_, _>>()?,
+            hydration: lvol.hydration.map(|h| Hydration {
+                remaining_bytes: h.remaining_bytes,
+                total_bytes: h.total_bytes,
+                copied_bytes: h.copied_bytes,
+            }),
         })
     }
 }
@@ -126,6 +152,7 @@ impl From<StoreInfo> for v1::Store {
             seal_work: store.seal_work,
             failed: store.failed,
             owner: store.owner.map(|owner| owner.to_string()),
+            external_parents: store.external_parents.iter().map(Uuid::to_string).collect(),
         }
     }
 }
@@ -154,6 +181,7 @@ impl TryFrom<v1::Store> for StoreInfo {
             lvols: store.lvols,
             snapshots: store.snapshots,
             hidden_bytes: store.hidden_bytes,
+            external_parents: store.external_parents.iter().map(|id| uuid(id)).collect::<Result<_, _>>()?,
             bstype: store.bstype,
             clean: store.clean,
             read_only: store.read_only,
@@ -200,6 +228,8 @@ mod tests {
             reason: Some("why".into()),
             exports: vec!["/dev/loop3".into()],
             attributes: [("k".to_string(), "v".to_string())].into(),
+            pins: vec![Pin { lvstore: Uuid::new_v4(), reader: "node-b".into() }],
+            hydration: Some(Hydration { remaining_bytes: 1, total_bytes: 2, copied_bytes: 3 }),
         };
         let back = LvolInfo::try_from(v1::Lvol::from(lvol.clone()));
         assert_eq!(format!("{back:?}"), format!("{:?}", Ok::<_, Malformed>(lvol.clone())));

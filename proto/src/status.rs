@@ -20,7 +20,7 @@ pub fn code(kind: ErrorKind) -> Code {
         }
         ErrorKind::Corrupt => Code::DataLoss,
         ErrorKind::Io => Code::Internal,
-        ErrorKind::Locked | ErrorKind::Failed => Code::Unavailable,
+        ErrorKind::Locked | ErrorKind::Failed | ErrorKind::Away => Code::Unavailable,
         ErrorKind::Cancelled => Code::Aborted,
     }
 }
@@ -60,10 +60,11 @@ mod tests {
             ErrorKind::Io => Code::Internal,
             ErrorKind::Failed => Code::Unavailable,
             ErrorKind::Cancelled => Code::Aborted,
+            ErrorKind::Away => Code::Unavailable,
         }
     }
 
-    const ALL: [ErrorKind; 18] = [
+    const ALL: [ErrorKind; 19] = [
         ErrorKind::NotFound,
         ErrorKind::AlreadyExists,
         ErrorKind::Invalid,
@@ -82,6 +83,7 @@ mod tests {
         ErrorKind::Io,
         ErrorKind::Failed,
         ErrorKind::Cancelled,
+        ErrorKind::Away,
     ];
 
     #[test]
@@ -96,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_may_exist_is_never_final() {
-        for kind in [ErrorKind::Failed, ErrorKind::Locked, ErrorKind::Cancelled] {
+        for kind in [ErrorKind::Failed, ErrorKind::Locked, ErrorKind::Cancelled, ErrorKind::Away] {
             assert!(!is_final(code(kind)), "{kind:?}");
         }
         for kind in [ErrorKind::NoSpace, ErrorKind::Invalid, ErrorKind::NotFound] {

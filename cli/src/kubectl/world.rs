@@ -249,5 +249,7 @@ pub fn nameless(uuid: Uuid, kind: LvolKind, size: u64, cluster_size: u64) -> Lvo
         reason: None,
         exports: Vec::new(),
         attributes: BTreeMap::new(),
+        pins: Vec::new(),
+        hydration: None,
     }
 }

@@ -146,7 +146,7 @@ impl Driver {
     /// What the closed store holds, and what its checker finds.
     pub async fn inspect(&self) -> Result<(Vec<LvolInfo>, Vec<Finding>)> {
         let engine = Engine::start(EngineConfig { shards: 1, ..EngineConfig::default() })?;
-        let store = engine.open_store(&self.store, OpenStore { read_only: true }).await?;
+        let store = engine.open_store(&self.store, OpenStore { read_only: true, ..Default::default() }).await?;
         let found = (store.lvols().await?, store.check().await?);
         store.close().await?;
         engine.shutdown().await;

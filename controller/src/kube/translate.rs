@@ -103,6 +103,8 @@ pub fn lvol_info(object: &Lvol) -> LvolInfo {
         allocated_clusters: 0,
         state,
         reason: lost,
+        pins: Vec::new(),
+        hydration: None,
         exports: judge::exports(object),
         attributes: attributes_of(object),
     }

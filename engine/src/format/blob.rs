@@ -226,7 +226,9 @@ impl BlobMeta {
 
     /// Makes the blob a thin child of a snapshot in this store, or nobody's child. External parent and left-overs go.
     pub fn set_snapshot_parent(&mut self, parent: Option<u64>) {
-        self.remove_xattr(true, xattr::EXTSNAP);
+        for name in [xattr::EXTSNAP, xattr::VISIBLE, xattr::HYDRATE] {
+            self.remove_xattr(true, name);
+        }
         self.flags.set_invalid(Flags::EXTERNAL_SNAPSHOT, false);
         match parent {
             Some(id) => {
@@ -237,6 +239,60 @@ impl BlobMeta {
                 self.remove_xattr(true, xattr::SNAP);
             }
         }
+    }
+
+    /// Makes the blob a thin child of something outside of the store, of which `visible` bytes show.
+    pub fn set_external_parent(&mut self, identity: &[u8], visible: u64) {
+        self.set_snapshot_parent(None);
+        self.flags.set_invalid(Flags::THIN_PROV, true);
+        self.flags.set_invalid(Flags::EXTERNAL_SNAPSHOT, true);
+        self.set_xattr(true, xattr::EXTSNAP, identity);
+        self.set_visible(visible);
+    }
+
+    /// Bytes of the external parent that show.
+    pub fn visible(&self) -> Option<u64> {
+        self.number_xattrs(xattr::VISIBLE).next()
+    }
+
+    pub fn set_visible(&mut self, bytes: u64) {
+        self.set_xattr(true, xattr::VISIBLE, bytes.to_string().as_bytes());
+    }
+
+    /// Clusters set aside for hydration, now and in the beginning; `None`: the lvol is not to be hydrated.
+    pub fn hydration(&self) -> Option<(u64, u64)> {
+        let mut numbers = self.number_xattrs(xattr::HYDRATE);
+        let left = numbers.next()?;
+        Some((left, numbers.next().unwrap_or(left)))
+    }
+
+    pub fn set_hydration(&mut self, left: u64, total: u64) {
+        self.set_xattr(true, xattr::HYDRATE, format!("{left} {total}").as_bytes());
+    }
+
+    /// UUIDs of the lvstores that depend on this snapshot, each with the name under which it may be read.
+    pub fn pins(&self) -> impl Iterator<Item = (uuid::Uuid, &[u8])> + '_ {
+        self.xattrs.iter().filter(|x| x.internal).filter_map(|x| {
+            let lvstore = uuid::Uuid::try_parse_ascii(x.name.strip_prefix(xattr::PIN_PREFIX)?).ok()?;
+            Some((lvstore, x.value.as_slice()))
+        })
+    }
+
+    /// `reader`: `None` takes the pin away.
+    pub fn set_pin(&mut self, lvstore: uuid::Uuid, reader: Option<&str>) {
+        let name = [xattr::PIN_PREFIX, lvstore.hyphenated().to_string().as_bytes()].concat();
+        match reader {
+            Some(reader) => self.set_xattr(true, &name, reader.as_bytes()),
+            None => {
+                self.remove_xattr(true, &name);
+            }
+        }
+    }
+
+    /// Decimal numbers, as far as they can be read.
+    fn number_xattrs(&self, name: &[u8]) -> impl Iterator<Item = u64> + '_ {
+        let text = self.xattr(true, name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        text.split(' ').map_while(|number| number.parse().ok())
     }
 
     /// SPDK's mark on a snapshot that is being created: the id of its origin.

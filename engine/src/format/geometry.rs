@@ -8,7 +8,7 @@ use super::page::{BLOBID_NONE, EXTENTS_PER_PAGE, PAGE_SIZE, root_of};
 use super::super_block::SuperBlock;
 
 /// A store has fewer clusters than this.
-pub const MAX_CLUSTERS: u64 = 1 << 30;
+pub const MAX_CLUSTERS: u64 = (1 << 30) - 1;
 /// Type and length in front of a mask's bits.
 const MASK_HEADER: u64 = 5;
 /// SPDK does not load from a smaller device.

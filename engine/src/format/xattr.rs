@@ -12,6 +12,15 @@ pub const EXTSNAP: &[u8] = b"EXTSNAP";
 pub const SNAPTMP: &[u8] = b"SNAPTMP";
 /// Internal xattr, written by SPDK only: on a snapshot while it is merged away, id of its clone.
 pub const SNAPRM: &[u8] = b"SNAPRM";
+/// Internal xattr of ours, beside `EXTSNAP`: how many bytes of the external parent show, as a decimal number. Without it (a
+/// lvol that SPDK made) it is the lvol's size.
+pub const VISIBLE: &[u8] = b"coppice.visible";
+/// Internal xattr of ours, beside `EXTSNAP`: the lvol is to be hydrated. Two decimal numbers with a space between: clusters
+/// that are set aside for what is still to be copied, and how many there were in the beginning.
+pub const HYDRATE: &[u8] = b"coppice.hydrate";
+/// How the name of an internal xattr of ours begins that pins a snapshot; the UUID of the lvstore that depends on it follows.
+/// The value is the name (of a node) under which the snapshot may be read from there.
+pub const PIN_PREFIX: &[u8] = b"coppice.pin.";
 
 /// Room for a name on disk, with its NUL.
 pub const NAME_FIELD: usize = 64;

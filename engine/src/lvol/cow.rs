@@ -15,6 +15,7 @@ use crate::store::core::{Core, Lid};
 use crate::store::local::ZEROES;
 use crate::store::map::{Entry, LEAF_CLUSTERS, Leaf};
 use crate::store::{lacks_space, room_for};
+use crate::sys::buf::BufSlice;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
@@ -28,9 +29,22 @@ struct Claim {
     logical: u64,
     cluster: u32,
     seen: Seen,
+    /// What an external parent has there.
+    base: Option<BufSlice>,
+}
+
+/// Why a cluster is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Write,
+    /// What the external parent has is written; only where nobody in the store has anything, and not where an ancestor
+    /// carries the parent.
+    Hydrate,
 }
 
 enum Attempt {
+    /// The external parent is asked first what the rest of this cluster must keep.
+    Fetch(u64),
     Claimed(Vec<Claim>),
     /// Another write fills this cluster now.
     Busy(u64),
@@ -46,6 +60,12 @@ impl Handle {
     /// Writes `[off, off + len)`, which needs new clusters. Answers with the bytes that were done from the start: fewer
     /// than asked when the rest has to be planned anew.
     pub async fn allocate(&self, off: u64, len: u64, source: &Source) -> Result<u64> {
+        self.allocate_for(Why::Write, off, len, source).await
+    }
+
+    /// As `allocate`; for [`Why::Hydrate`] 0 says that the first cluster has something already.
+    pub(super) async fn allocate_for(&self, why: Why, off: u64, len: u64, source: &Source) -> Result<u64> {
+        let mut base: Option<(u64, BufSlice)> = None;
         loop {
             self.local.unpaused().await;
             if self.lvol.gate_closed.load(Ordering::Acquire) && !active(Mutation::CopyTooEarly) {
@@ -53,20 +73,20 @@ impl Handle {
                 continue;
             }
             let guard = self.local.enter();
-            match self.claim(off, len) {
+            match self.claim(why, off, len, &base) {
                 Attempt::Claimed(claims) => {
                     let first = claims.iter().map(|c| c.logical).min().unwrap_or(0);
                     let count = claims.len() as u64;
                     let end = ((first + count) * self.store.cluster_size()).min(off + len);
                     let early = active(Mutation::PublishEarly);
                     if early {
-                        self.publish(&claims).await?;
+                        self.publish(why, &claims).await?;
                     }
                     if let Err(e) = self.fill(off, end, &claims, source).await {
                         self.unclaim(&claims);
                         return Err(e);
                     }
-                    let published = if early { count } else { self.publish(&claims).await? };
+                    let published = if early { count } else { self.publish(why, &claims).await? };
                     drop(guard);
                     let done_to = ((first + published) * self.store.cluster_size()).min(end);
                     return Ok(done_to.saturating_sub(off));
@@ -79,6 +99,15 @@ impl Handle {
                     drop(guard);
                     self.store.load_leaf(&self.local.shard, &self.lvol, logical).await?;
                 }
+                Attempt::Fetch(logical) => {
+                    drop(guard);
+                    match self.fetch_cluster(logical).await {
+                        Ok(bytes) => base = Some((logical, bytes)),
+                        Err(e) if self.is_external(logical) => return Err(e),
+                        // Somebody has copied it meanwhile.
+                        Err(_) => {}
+                    }
+                }
                 Attempt::Replan => return Ok(0),
                 Attempt::Wait => {
                     drop(guard);
@@ -87,6 +116,11 @@ impl Handle {
                 Attempt::Fail(e) => return Err(e),
             }
         }
+    }
+
+    fn is_external(&self, logical: u64) -> bool {
+        let seen = Seen::of(&self.lvol.map.load(), self.lvol.token(), logical);
+        seen.is_none_or(|s| s.entry.is_external()) && self.lvol.external.load().is_some()
     }
 
     /// Copies a cluster that is inherited, changing nothing of what is read. Answers false if it is the lvol's own by now.
@@ -99,7 +133,7 @@ impl Handle {
             };
             match seen {
                 None => self.store.load_leaf(&self.local.shard, &self.lvol, logical).await?,
-                Some(s) if s.mine || s.entry.cluster().is_none() => return Ok(false),
+                Some(s) if s.mine || s.entry.cluster().is_none() && !self.is_external(logical) => return Ok(false),
                 Some(_) => {
                     // A write of nothing at the start of the cluster: everything is "rest".
                     if self.allocate_one(at).await? {
@@ -174,16 +208,16 @@ impl Handle {
         .await
     }
 
-    fn claim(&self, off: u64, len: u64) -> Attempt {
+    fn claim(&self, why: Why, off: u64, len: u64, base: &Option<(u64, BufSlice)>) -> Attempt {
         let size = self.store.cluster_size();
         let first = off / size;
         let last = if len == 0 { first } else { (off + len - 1) / size };
         let last = last.min(first + ROUND - 1);
         let map = self.lvol.map.load();
         let token = self.lvol.token();
-        let external = self.lvol.external.load(Ordering::Relaxed);
+        let external = self.lvol.external.load().is_some();
         let mut core = lock(&self.store.core);
-        if let Err(e) = core.may_change() {
+        if let Err(e) = core.may_change().and_then(|()| core.may_hydrate(why, self.lvol.lid)) {
             return Attempt::Fail(e);
         }
         let mut claims: Vec<Claim> = Vec::new();
@@ -210,17 +244,30 @@ impl Handle {
                 break;
             }
             let whole = logical * size >= off && (logical + 1) * size <= off + len;
-            if external && seen.entry == Entry::NONE && !whole {
-                if let Some(a) = stop(Attempt::Fail(self.external_error())) {
+            let outside = external && seen.entry.is_external();
+            if why == Why::Hydrate && !outside {
+                if let Some(a) = stop(Attempt::Replan) {
                     return a;
                 }
                 break;
             }
-            match core.claim_cluster(self.lvol.lid, after) {
+            let base = match outside && !whole {
+                false => None,
+                true => match base {
+                    Some((of, bytes)) if *of == logical => Some(bytes.clone()),
+                    _ => {
+                        if let Some(a) = stop(Attempt::Fetch(logical)) {
+                            return a;
+                        }
+                        break;
+                    }
+                },
+            };
+            match core.claim_cluster(self.lvol.lid, after, why == Why::Hydrate) {
                 Ok(Some(cluster)) => {
                     core.allocating.insert((self.lvol.lid, logical));
                     after = Some(cluster);
-                    claims.push(Claim { logical, cluster, seen });
+                    claims.push(Claim { logical, cluster, seen, base });
                 }
                 Ok(None) => {
                     if let Some(a) = stop(Attempt::Wait) {
@@ -284,6 +331,15 @@ impl Handle {
         let size = self.store.cluster_size();
         let place = u64::from(claim.cluster) * size;
         let port = &self.local.port;
+        if let Some(whole) = &claim.base {
+            let (at, bytes) = (from as usize, (to - from) as usize);
+            match source.slice(skip as usize, bytes) {
+                _ if bytes == 0 => {}
+                Source::Buf(data) => whole.copy_from(at, &data),
+                Source::Zero => whole.zero(at, bytes),
+            }
+            return self.write_device(place, size, &Source::Buf(whole.clone()), false).await;
+        }
         let base = claim.seen.entry.cluster().map(|c| u64::from(c) * size);
         if active(Mutation::SkipZeroFill) && base.is_none() && to > from {
             let part = source.slice(skip as usize, (to - from) as usize);
@@ -330,7 +386,7 @@ impl Handle {
 
     /// Makes filled clusters part of the lvol. Answers how many, from the first on; the map changed under the others, and
     /// they are given back.
-    async fn publish(&self, claims: &[Claim]) -> Result<u64> {
+    async fn publish(&self, why: Why, claims: &[Claim]) -> Result<u64> {
         let (mut published, mut waited) = (0, false);
         while let Some(claim) = claims.get(published) {
             let step = {
@@ -338,7 +394,7 @@ impl Handle {
                 match core.may_change() {
                     Err(e) => Step::Fail(e),
                     Ok(()) if !room_for(&core, 4) => Step::Room(core.open_batch),
-                    Ok(()) => core.publish(self, claim),
+                    Ok(()) => core.publish(self, why, claim),
                 }
             };
             match step {
@@ -387,7 +443,15 @@ enum Step {
 }
 
 impl Core {
-    fn publish(&mut self, handle: &Handle, claim: &Claim) -> Step {
+    /// Hydration fills the lvol that carries the external parent, whichever that is by now.
+    fn may_hydrate(&self, why: Why, lid: Lid) -> Result<()> {
+        match why == Why::Write || self.record(lid)?.external().is_some() {
+            true => Ok(()),
+            false => Err(err!(Cancelled, "the lvol has no external parent any more")),
+        }
+    }
+
+    fn publish(&mut self, handle: &Handle, why: Why, claim: &Claim) -> Step {
         let lid = handle.lvol.lid;
         let now = {
             let map = handle.lvol.map.load();
@@ -396,16 +460,23 @@ impl Core {
                 None => return Step::Missing,
             }
         };
-        if now != claim.seen {
+        if now != claim.seen || self.may_hydrate(why, lid).is_err() {
             return Step::Stale;
         }
-        if let Err(e) = self.set_entry(lid, claim.logical, Entry::own(claim.cluster)) {
+        let entry = Entry::own(claim.cluster);
+        if let Err(e) = self.set_entry(lid, claim.logical, entry) {
             return Step::Fail(e);
+        }
+        if claim.seen.entry.is_external() && self.show_to_descendants(lid, claim.logical, entry).is_err() {
+            return Step::Stale;
         }
         if let Some(r) = self.records.get_mut(&lid) {
             // Claimed before, owned now: the reservation does not change.
             r.claims -= 1;
             r.own += 1;
+        }
+        if why == Why::Hydrate {
+            let _ = self.with_reservation(lid, |r| r.promised = r.promised.saturating_sub(1));
         }
         self.allocating.remove(&(lid, claim.logical));
         self.alloc_wait.wake_all();

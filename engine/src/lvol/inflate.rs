@@ -3,6 +3,7 @@
 //! Cluster by cluster while I/O goes on; cut off at any point, what was copied stays and nothing that is read changes.
 
 use super::Lvol;
+use super::external::data_runs;
 use super::io::{LvolIo, Seen};
 use super::merge::Next;
 use crate::api::{LvolInfo, Progress};
@@ -15,7 +16,6 @@ use crate::store::core::{Core, Lid};
 use crate::store::map::{Entry, LEAF_CLUSTERS};
 use futures_util::future::join_all;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 /// Clusters copied side by side.
@@ -31,16 +31,24 @@ impl Core {
     /// The lvol's parent is from now on its grandparent, or nobody (`all`).
     fn cut_link(&mut self, lid: Lid, all: bool) -> Result<()> {
         let Some(parent) = self.record(lid)?.parent else { return Ok(()) };
-        let grandparent = if all { None } else { self.record(parent)?.parent };
+        let p = self.record(parent)?;
+        let grandparent = if all { None } else { p.parent };
+        let visible = p.visible(u64::from(self.geo.cluster_size));
+        let external = p.external().filter(|_| !all).map(|identity| (identity.to_vec(), visible));
         let id = match grandparent {
             Some(g) => Some(blob_id(self.record(g)?.root())),
             None => None,
         };
         self.update_meta(lid, |meta| {
-            meta.set_snapshot_parent(id);
+            match external {
+                Some((identity, visible)) => meta.set_external_parent(&identity, visible),
+                None => meta.set_snapshot_parent(id),
+            }
             Ok(())
         })?;
-        self.set_parent(lid, grandparent)
+        self.set_parent(lid, grandparent)?;
+        self.refresh_external(lid);
+        Ok(())
     }
 }
 
@@ -64,6 +72,15 @@ impl Lvstore {
         mut progress: OnProgress,
     ) -> Result<LvolInfo> {
         self.activate(shard).await?;
+        let carries = {
+            let core = lock(&self.core);
+            let r = core.record(core.lid_of(uuid)?)?;
+            r.external().is_some() && !r.hidden && !r.is_snapshot()
+        };
+        if carries {
+            // Its direct parent is all that it inherits from.
+            return self.hydrate(shard, uuid, progress).await;
+        }
         let what = if all { "inflate" } else { "decouple" };
         let (lid, io) = {
             let mut core = lock(&self.core);
@@ -75,9 +92,6 @@ impl Lvstore {
             }
             if r.is_snapshot() {
                 return Err(err!(ReadOnly, "{} is a snapshot: {what} works on writable lvols", r.name()));
-            }
-            if r.hot.external.load(Ordering::Relaxed) {
-                return Err(err!(Unsupported, "lvol {}: its external parent cannot be reached yet", r.name()));
             }
             if r.parent.is_none() {
                 if all {
@@ -140,7 +154,8 @@ impl Lvstore {
         let clusters = lvol.clusters();
         let mut at = 0;
         while at < clusters {
-            let todo = self.inherited(shard, lid, lvol, at, all).await?;
+            let mut todo = self.inherited(shard, lid, lvol, at, all).await?;
+            self.leave_holes(lvol, at, &mut todo).await?;
             for group in todo.chunks(COPIES) {
                 // All end, also when one fails: a copy that is dropped half-way would keep its claim for ever.
                 let copies = join_all(group.iter().map(|c| io.handle().copy_cluster(*c))).await;
@@ -151,6 +166,22 @@ impl Lvstore {
                 return Err(err!(Cancelled, "cancelled; what was copied stays, and the lvol still has its parent"));
             }
         }
+        Ok(())
+    }
+
+    /// Takes out of `todo` (clusters of the leaf at `at`) what the external parent calls a hole.
+    async fn leave_holes(&self, lvol: &Arc<Lvol>, at: u64, todo: &mut Vec<u64>) -> Result<()> {
+        let map = lvol.map.load_full();
+        let outside = |c: &u64| map.lookup(*c).is_some_and(|(entry, _)| entry.is_external());
+        let Some(from) = lvol.external.load_full().filter(|_| todo.iter().any(outside)) else { return Ok(()) };
+        let size = self.cluster_size();
+        let end = from.visible().min(from.link.size().await?);
+        let len = (LEAF_CLUSTERS * size).min(end.saturating_sub(at * size));
+        let runs = match len {
+            0 => Vec::new(),
+            len => data_runs(&from.link.status(at * size, len).await?, size),
+        };
+        todo.retain(|c| !outside(c) || runs.iter().any(|(first, n)| (at + first..at + first + n).contains(c)));
         Ok(())
     }
 
@@ -207,7 +238,8 @@ impl Lvstore {
                     continue;
                 }
                 let above = parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).filter(|s| s.mine);
-                let reads_zero = seen.entry.cluster().is_none();
+                let outside = seen.entry.is_external() && lvol.external.load().is_some();
+                let reads_zero = seen.entry.cluster().is_none() && !outside;
                 if !all && reads_zero && above.is_some_and(|s| s.entry.is_zero_mark()) {
                     // A mark that the parent got from a merge may not show in the leaf yet.
                     core.set_entry(lid, cluster, Entry::OWN_ZERO)?;
@@ -224,7 +256,7 @@ impl Lvstore {
     }
 
     /// Turns zero marks of a lvol without parent into nothing.
-    async fn drop_zero_marks(&self, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
+    pub(super) async fn drop_zero_marks(&self, shard: &Shard, lvol: &Arc<Lvol>) -> Result<()> {
         self.each_zero_mark(shard, lvol, |core, cluster| core.set_entry(lvol.lid, cluster, Entry::NONE)).await
     }
 

@@ -34,11 +34,15 @@ pub(super) struct Handle {
     pub lvol: Arc<Lvol>,
     counts: Arc<LvolCounts>,
     cluster_shift: u32,
+    /// It keeps nobody from deleting the lvol.
+    background: bool,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.lvol.opens.fetch_sub(1, Ordering::AcqRel);
+        if !self.background {
+            self.lvol.opens.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -66,8 +70,8 @@ pub(super) enum Plan {
     Zero { len: u64 },
     /// A write of so many bytes needs new clusters.
     Allocate { len: u64 },
-    /// The external parent has to answer.
-    External,
+    /// The external parent has to answer for so many bytes.
+    External { len: u64 },
     /// The leaf is not loaded.
     Missing,
 }
@@ -110,12 +114,22 @@ impl LvolIo {
     /// For work of the engine itself.
     pub(super) fn for_lvol(store: &Arc<Lvstore>, local: Rc<StoreShard>, lvol: Arc<Lvol>) -> LvolIo {
         lvol.opens.fetch_add(1, Ordering::AcqRel);
+        Self::handle_of(store, local, lvol, false)
+    }
+
+    /// For work on a lvol that may be deleted meanwhile.
+    pub(super) fn in_background(store: &Arc<Lvstore>, local: Rc<StoreShard>, lvol: Arc<Lvol>) -> LvolIo {
+        Self::handle_of(store, local, lvol, true)
+    }
+
+    fn handle_of(store: &Arc<Lvstore>, local: Rc<StoreShard>, lvol: Arc<Lvol>, background: bool) -> LvolIo {
         LvolIo(Rc::new(Handle {
             cluster_shift: store.geo.cluster_size.trailing_zeros(),
             store: store.clone(),
             counts: lvol.counts(local.shard.id()),
             local,
             lvol,
+            background,
         }))
     }
 
@@ -155,6 +169,7 @@ impl LvolIo {
                 _ => {}
             }
             let mut ios: Vec<Io> = Vec::new();
+            let mut outside = Vec::new();
             let mut done = 0;
             let mut missing = None;
             while done < len {
@@ -167,7 +182,10 @@ impl LvolIo {
                         buf.zero(done as usize, n as usize);
                         n
                     }
-                    Plan::External => return Err(h.external_error()),
+                    Plan::External { len: n } => {
+                        outside.push((done, n));
+                        n
+                    }
                     Plan::Missing | Plan::Allocate { .. } => {
                         missing = Some(off + done);
                         break;
@@ -183,7 +201,22 @@ impl LvolIo {
             }
             let result = all(ios, "read").await;
             drop(guard);
-            return result;
+            result?;
+            for (done, n) in outside {
+                // Without the guard: nothing else may have to wait for somebody on another node.
+                Box::pin(self.read_outside(off + done, &buf.slice(done as usize, n as usize))).await?;
+            }
+            return Ok(());
+        }
+    }
+
+    async fn read_outside(&self, off: u64, buf: &BufSlice) -> Result<()> {
+        let h = &*self.0;
+        let Err(e) = h.read_external(off, buf).await else { return Ok(()) };
+        // It may have a place in the store by now, and the parent be gone for that reason.
+        match h.plan_read(off, buf.len() as u64) {
+            Plan::External { len } if len == buf.len() as u64 => Err(e),
+            _ => Box::pin(self.read_range(off, buf)).await,
         }
     }
 
@@ -271,16 +304,11 @@ impl Handle {
         latency.observe(self.local.shard.round_ns().saturating_sub(began_ns));
     }
 
-    pub fn external_error(&self) -> crate::Error {
-        err!(Unsupported, "lvol {}: its data lies in an external snapshot, which cannot be reached yet", self.lvol.uuid)
-    }
-
     /// Walks the clusters of a range as long as `same` says that the next one continues the first.
     fn plan(&self, off: u64, len: u64, write: bool) -> Plan {
         let size = 1u64 << self.cluster_shift;
         let map = self.lvol.map.load();
         let token = self.lvol.token();
-        let external = self.lvol.external.load(Ordering::Relaxed);
         let first = off >> self.cluster_shift;
         let inside = off & (size - 1);
         let Some(seen) = Seen::of(&map, token, first) else { return Plan::Missing };
@@ -313,7 +341,19 @@ impl Handle {
                 }
                 Plan::Allocate { len: covered }
             }
-            None if external && seen.entry == Entry::NONE => Plan::External,
+            None if seen.entry.is_external() && self.lvol.external.load().is_some() => {
+                let mut next = 1;
+                while covered < len {
+                    match Seen::of(&map, token, first + next) {
+                        Some(s) if s.entry.is_external() => {
+                            covered = (covered + size).min(len);
+                            next += 1;
+                        }
+                        _ => break,
+                    }
+                }
+                Plan::External { len: covered }
+            }
             None => Plan::Zero { len: covered },
         }
     }

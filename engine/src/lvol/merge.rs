@@ -7,9 +7,9 @@
 //! A hidden snapshot with several children stays as it is until only one is left.
 
 use crate::error::Result;
+use crate::format::Extents;
 use crate::format::blob::Parent;
 use crate::format::page::blob_id;
-use crate::format::{Extents, Flags, xattr};
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::sim::mutation::{Mutation, active};
@@ -72,7 +72,7 @@ impl Lvstore {
         {
             let mut core = lock(&self.core);
             let Ok(r) = core.record_mut(lid) else { return };
-            if !r.hidden || r.children.len() > 1 || r.busy.is_some() || r.damaged.is_some() {
+            if !r.hidden || r.children.len() > 1 || r.busy.is_some() || r.damaged.is_some() || r.is_pinned() {
                 return;
             }
             r.busy = Some("merge");
@@ -135,7 +135,9 @@ impl Core {
         let (several, runs) = (snapshot.children.len() > 1, matches!(snapshot.meta.extents, Extents::Rle(_)));
         let child = self.record(c)?;
         let foreign = child.damaged.is_some() || child.understood().is_err();
-        if several || runs || foreign || matches!(child.meta.extents, Extents::Rle(_)) {
+        // Others read what it has by its own map.
+        let pinned = snapshot.is_pinned();
+        if several || pinned || runs || foreign || matches!(child.meta.extents, Extents::Rle(_)) {
             // In the same step, so that whoever takes a child away next begins anew.
             self.record_mut(s)?.busy = None;
             return Ok(Next::Stop);
@@ -231,7 +233,7 @@ impl Core {
         for cluster in from..to {
             let Some((entry, _)) = map.lookup(cluster) else { return Ok(Some(lvol.clone())) };
             let Some((there, _)) = above.lookup(cluster) else { return Ok(Some(ancestor.clone())) };
-            if entry == Entry::NONE && there.cluster().is_some() {
+            if entry == Entry::NONE && (there.cluster().is_some() || there.is_external()) {
                 self.set_entry(lvol.lid, cluster, Entry::OWN_ZERO)?;
             }
         }
@@ -255,8 +257,8 @@ impl Core {
             Some(slot) => std::mem::take(slot),
             None => return Ok(()),
         };
-        snapshot.own -= own;
         snapshot.hot.map.load().set_leaf(n, None);
+        self.with_reservation(s, |r| r.own -= own)?;
         self.count_zero_mark(s, -marks)?;
         let child = self.record_mut(c)?;
         if let Some((_, eps)) = child.eps_mut()
@@ -321,9 +323,10 @@ impl Core {
                 _ => freed.extend(entry.cluster()),
             }
         }
-        let snapshot = self.record_mut(s)?;
         // What both list after a half-done SPDK merge counts as the child's.
-        snapshot.own = snapshot.own.saturating_sub(moved + freed.len() as u64);
+        let gone = moved + freed.len() as u64;
+        self.with_reservation(s, |r| r.own = r.own.saturating_sub(gone))?;
+        let snapshot = self.record_mut(s)?;
         snapshot.dirty_leaves.remove(&ep);
         snapshot.hot.map.load().set_leaf(n, None);
         let page = match snapshot.eps_mut().and_then(|(_, eps)| eps.get_mut(n)) {
@@ -347,6 +350,8 @@ impl Core {
             Ok(Parent::External(id)) => Some(id.to_vec()),
             _ => None,
         };
+        let (hydration, promised) = (snapshot.meta.hydration(), snapshot.promised);
+        let visible = snapshot.visible(u64::from(self.geo.cluster_size));
         let parent_id = match parent {
             Some(p) => Some(blob_id(self.record(p)?.root())),
             None => None,
@@ -354,17 +359,23 @@ impl Core {
         self.update_meta(c, |meta| {
             meta.set_snapshot_parent(parent_id);
             if let Some(id) = external {
-                meta.remove_xattr(true, xattr::SNAP);
-                meta.set_xattr(true, xattr::EXTSNAP, &id);
-                meta.flags.set_invalid(Flags::EXTERNAL_SNAPSHOT, true);
+                meta.set_external_parent(&id, visible);
+            }
+            if let Some((left, total)) = hydration {
+                meta.set_hydration(left, total);
             }
             Ok(())
         })?;
-        let snapshot = self.record_mut(s)?;
-        snapshot.children.clear();
-        snapshot.own = 0;
+        self.record_mut(s)?.children.clear();
+        self.with_reservation(s, |r| r.own = 0)?;
         self.remove(s)?;
-        self.record_mut(c)?.merged += 1;
-        self.set_parent(c, parent)
+        self.with_reservation(c, |r| {
+            r.merged += 1;
+            r.promised = promised;
+        })?;
+        self.set_parent(c, parent)?;
+        self.refresh_external(c);
+        self.hydration.wake();
+        Ok(())
     }
 }

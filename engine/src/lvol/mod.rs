@@ -3,22 +3,32 @@
 //! * `io`: one way down for a read and for a write.
 //! * `cow`: first touch and copy on write.
 //! * `tree`: create, clone, delete, rename, attributes, revert.
+//! * `external`, `hydrate`, `pins`: parents outside of the store, and snapshots that others depend on.
+//! * `reader`: a snapshot as those outside of the store read it.
 //! * `resize`, `snapshot`, `merge`, `inflate`: what their names say.
 
 mod cow;
+mod external;
+mod hydrate;
 mod inflate;
 mod io;
 mod merge;
+mod pins;
+mod reader;
 mod resize;
 mod snapshot;
 mod tree;
 
+pub(crate) use external::parent_uuid;
+pub use hydrate::HydrationState;
 pub use io::LvolIo;
+pub use reader::READ_MAX;
 
 use crate::counters::{LvolCounts, LvolTotals};
+use crate::external::Outside;
 use crate::shard::sync::lock;
 use crate::store::map::Map;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,8 +43,8 @@ pub struct Lvol {
     pub token: AtomicU64,
     pub clusters: AtomicU64,
     pub read_only: AtomicBool,
-    /// Some ancestor is outside the store: what nobody owns is not zero but out there.
-    pub external: AtomicBool,
+    /// Some ancestor is outside the store: its part of the map is out there.
+    pub external: ArcSwapOption<Outside>,
     /// Closed while I/O planned before a snapshot is in flight: copies on write wait, because their source may still
     /// change.
     pub gate_closed: AtomicBool,
@@ -55,7 +65,7 @@ impl Lvol {
             token: AtomicU64::new(token),
             clusters: AtomicU64::new(clusters),
             read_only: AtomicBool::new(false),
-            external: AtomicBool::new(false),
+            external: ArcSwapOption::empty(),
             gate_closed: AtomicBool::new(false),
             dirty_batch: AtomicU64::new(0),
             opens: AtomicU32::new(0),

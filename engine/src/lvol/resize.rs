@@ -122,16 +122,26 @@ impl Lvstore {
 impl Core {
     fn set_clusters(&mut self, lid: Lid, new: u64) -> Result<()> {
         let eps_len = new.div_ceil(LEAF_CLUSTERS) as usize;
+        let size = u64::from(self.geo.cluster_size);
         let r = self.record_mut(lid)?;
+        let visible = r.external().is_some().then(|| r.visible(size).min(new * size));
         if let Some((clusters, eps)) = r.eps_mut() {
             *clusters = new;
             eps.resize(eps_len, 0);
         }
         // What is cut off takes its zero marks along.
         r.masked_to = r.masked_to.min(new);
+        // What the external parent had there does not come back.
+        if let Some(visible) = visible {
+            r.meta.set_visible(visible);
+        }
         r.hot.map.store(Arc::new(r.hot.map.load().resized(new)));
         r.hot.clusters.store(new, Ordering::Release);
-        self.relayout_all(lid)
+        self.relayout_all(lid)?;
+        if visible.is_some() {
+            self.refresh_external(lid);
+        }
+        Ok(())
     }
 
     /// The number of clusters stands in every page of the table.
@@ -369,8 +379,8 @@ impl Handle {
         for logical in first..last {
             let Some(seen) = Seen::of(&map, token, logical) else { return Ok(Unmap::Missing(logical)) };
             let own = seen.entry.cluster().filter(|_| seen.mine);
-            let reads_zero = seen.entry == Entry::NONE && !self.lvol.external.load(Ordering::Relaxed);
-            if reads_zero || seen.entry.is_zero_mark() {
+            let outside = seen.entry.is_external() && self.lvol.external.load().is_some();
+            if seen.entry.cluster().is_none() && !outside {
                 continue;
             }
             core.allow_holes(lid)?;

@@ -147,7 +147,7 @@ impl Core {
             pages += layout::layout(&origin)?.pages;
             pages += self.pages_for_chain(r, &snapshot, false)?;
             if r.thick {
-                reserve += r.own;
+                reserve += r.own + r.promised;
                 pages += r.eps().iter().filter(|p| **p != 0).count();
             }
             lids.push(lid);
@@ -169,7 +169,7 @@ impl Core {
             let (snapshot, origin) = metas(r, h, *uuid, 0)?;
             pages += layout::layout(&origin)?.pages + self.pages_for_chain(r, &snapshot, false)?;
             if r.thick {
-                reserve += r.own;
+                reserve += r.own + r.promised;
                 pages += r.eps().iter().filter(|p| **p != 0).count();
             }
         }
@@ -195,7 +195,7 @@ impl Core {
         let hot = Lvol::new(lid, uuid, 0, r.hot.token());
         hot.clusters.store(clusters, Ordering::Release);
         hot.read_only.store(true, Ordering::Release);
-        hot.external.store(r.hot.external.load(Ordering::Relaxed), Ordering::Relaxed);
+        hot.external.store(r.hot.external.load_full());
         hot.dirty_batch.store(batch, Ordering::Release);
 
         let mut new = Record::new(r.hot.clone(), origin_meta, vec![root]);
@@ -218,7 +218,7 @@ impl Core {
         snapshot.hidden = how.hidden;
         snapshot.children.insert(origin);
         let parent = snapshot.parent;
-        let after = self.record(origin)?.reservation();
+        let after = self.record(origin)?.reservation() + snapshot.reservation();
         self.clusters.reserved = self.clusters.reserved + after - before;
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.remove(&origin);

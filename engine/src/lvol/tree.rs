@@ -108,15 +108,17 @@ impl Core {
         let hot = Lvol::new(lid, uuid, meta.extents.num_clusters(), token);
         let mut record = Record::new(hot, meta, vec![root]);
         record.thick = thick;
+        record.promised = record.meta.hydration().map_or(0, |(left, _)| left);
         record.parent = parent;
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.insert(lid);
-            record.hot.external.store(p.hot.external.load(Ordering::Relaxed), Ordering::Relaxed);
+            record.hot.external.store(p.hot.external.load_full());
         }
         self.by_name.insert(record.name(), lid);
         self.by_uuid.insert(uuid, lid);
         self.clusters.reserved += record.reservation();
         self.records.insert(lid, record);
+        self.refresh_external(lid);
         if thick {
             self.recount_reserved_pages();
         }
@@ -130,10 +132,25 @@ impl Core {
         if let Some(what) = r.busy {
             return Err(err!(Busy, "lvol {}: {what} is running; try again when it has ended", r.name()));
         }
+        let children = r.children.len();
+        if r.is_pinned() {
+            if !deferred && !r.hidden {
+                let pins: Vec<String> = r.meta.pins().map(|(lvstore, _)| lvstore.to_string()).collect();
+                return Err(err!(
+                    HasClones,
+                    "snapshot {} is pinned: lvols of other lvstores ({}) read it; ask for deferred deletion",
+                    r.name(),
+                    pins.join(", ")
+                ));
+            }
+            r.intact()?;
+            r.understood()?;
+            self.hide(lid)?;
+            return Ok(None);
+        }
         if r.hot.is_open() {
             return Err(err!(Busy, "lvol {} is in use; stop its export first", r.name()));
         }
-        let children = r.children.len();
         if children == 0 {
             return self.remove(lid);
         }
@@ -159,6 +176,7 @@ impl Core {
         let r = self.record(lid)?;
         let reservation = r.reservation();
         let (name, uuid, parent) = (r.name(), r.hot.uuid, r.parent);
+        self.gives_up_parent(lid);
         self.clusters.reserved -= reservation;
         if self.by_name.get(&name) == Some(&lid) {
             self.by_name.remove(&name);
@@ -465,6 +483,7 @@ impl Lvstore {
                 p.children.insert(lid);
             }
             core.relayout(lid)?;
+            core.refresh_external(lid);
             core.recount_reserved_pages();
             core.bury(old);
             (lid, core.open_batch, old_parent)

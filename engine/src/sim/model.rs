@@ -140,6 +140,16 @@ impl Volume {
         }
     }
 
+    /// One that holds these values from the start, a tag for each block.
+    pub fn holding(name: &str, tags: &[u64]) -> Volume {
+        let mut volume = Volume::new(name, tags.len() as u64 * BLOCK);
+        for (block, tag) in volume.blocks.iter_mut().zip(tags) {
+            block.values = std::array::from_fn(|_| vec![*tag]);
+            block.ever = vec![*tag];
+        }
+        volume
+    }
+
     pub fn len(&self) -> u64 {
         self.blocks.len() as u64
     }

@@ -7,6 +7,7 @@ use super::Lvstore;
 use super::load::{self, finding};
 use crate::api::Finding;
 use crate::error::Result;
+use crate::external::Access;
 use crate::format::Bits;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
@@ -20,7 +21,7 @@ impl Lvstore {
             self.commit().await?;
         }
         let journal = self.journal.acquire().await;
-        let disk = match load::load(&local.port, &self.device, true).await {
+        let disk = match load::load(&local.port, &self.device, true, Access::default()).await {
             Ok(loaded) => loaded,
             Err(e) => return Ok(vec![finding("unreadable", None, e.to_string())]),
         };

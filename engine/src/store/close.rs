@@ -79,6 +79,7 @@ impl Lvstore {
             core.durable_wait.wake_all();
             core.writer_wait.wake_all();
             core.reclaim.wait.wake_all();
+            core.hydration.wake();
         }
         wait_until(&self.running, |(count, wait), cx| {
             if *count == 0 {
@@ -133,7 +134,17 @@ impl Lvstore {
                 return Err(err!(Busy, "lvol {}/{} is in use; stop its exports first", core.name, r.name()));
             }
             core.leaving = true;
+            core.hydration.wake();
         }
+        // What it has claimed it gives back.
+        wait_until(&self.core, |core, cx| {
+            if core.hydration.is_at_rest() || core.failed.is_some() {
+                return Poll::Ready(());
+            }
+            core.hydration.register(cx);
+            Poll::Pending
+        })
+        .await;
         loop {
             self.commit().await?;
             self.reclaimed().await?;

@@ -64,6 +64,7 @@ impl Lvstore {
         core.gate_wait.wake_all();
         core.reclaim.wait.wake_all();
         core.reclaim.idle_wait.wake_all();
+        core.hydration.wake();
     }
 
     async fn commit_once(&self, shard: &Shard) -> Result<()> {

@@ -7,6 +7,7 @@
 use super::alloc::{Clusters, Pages};
 use super::map::{Entry, LEAF_CLUSTERS, Map};
 use crate::error::{Result, err};
+use crate::external::{Link, Outside};
 use crate::format::layout::layout;
 use crate::format::page::blob_id;
 use crate::format::{
@@ -64,6 +65,8 @@ pub struct Record {
     pub merged: u64,
     /// Up to this cluster it hides what its grandparent has behind its parent's end.
     pub masked_to: u64,
+    /// Clusters set aside for what hydration still has to copy.
+    pub promised: u64,
     pub thick: bool,
     pub hidden: bool,
     pub damaged: Option<String>,
@@ -87,6 +90,7 @@ impl Record {
             zero_marks: 0,
             merged: 0,
             masked_to: 0,
+            promised: 0,
             thick: false,
             hidden: false,
             damaged: None,
@@ -173,8 +177,25 @@ impl Record {
 
     /// Clusters that must stay free for it. A damaged lvol takes none; what it may own is not known to be free.
     pub fn reservation(&self) -> u64 {
-        let takes = self.thick && self.damaged.is_none();
-        if takes { self.clusters().saturating_sub(self.own + self.claims) } else { 0 }
+        let room = self.clusters().saturating_sub(self.own + self.claims);
+        match self.damaged {
+            Some(_) => 0,
+            None if self.thick => room,
+            None => self.promised.min(room),
+        }
+    }
+
+    /// Bytes of its external parent that show; 0 if it has none.
+    pub fn visible(&self, cluster_size: u64) -> u64 {
+        if self.external().is_none() {
+            return 0;
+        }
+        let size = self.clusters() * cluster_size;
+        self.meta.visible().unwrap_or(size).min(size)
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.meta.pins().next().is_some()
     }
 
     fn changed_pages(&self) -> usize {
@@ -297,6 +318,14 @@ pub struct Core {
     pub set_aside: u64,
     /// Leaves of maps in memory.
     pub resident_leaves: u64,
+
+    /// How external parents are reached.
+    pub access: crate::external::Access,
+    /// Those that lvols of the store have, by what the metadata calls them.
+    pub links: BTreeMap<Vec<u8>, Arc<crate::external::Link>>,
+    pub hydration: crate::lvol::HydrationState,
+    /// External parents that lvols no longer name, with the batch that says so.
+    pub given_up: BTreeMap<Uuid, u64>,
 }
 
 impl Core {
@@ -354,10 +383,11 @@ impl Core {
         Ok(result)
     }
 
-    /// Claims a cluster for a lvol. `Ok(None)`: there will be one when what is quarantined has come back.
-    pub fn claim_cluster(&mut self, lid: Lid, after: Option<u32>) -> Result<Option<u32>> {
+    /// Claims a cluster for a lvol. `Ok(None)`: there will be one when what is quarantined has come back. What is set aside
+    /// for hydration is for hydration only.
+    pub fn claim_cluster(&mut self, lid: Lid, after: Option<u32>, hydrating: bool) -> Result<Option<u32>> {
         let r = self.record(lid)?;
-        let promised = r.reservation() > 0;
+        let promised = r.reservation() > 0 && (r.thick || hydrating);
         let name = r.name();
         let room = if promised { u64::from(self.clusters.free()) } else { self.clusters.unreserved() };
         if room == 0 {
@@ -366,7 +396,7 @@ impl Core {
             }
             return Err(err!(
                 NoSpace,
-                "lvol {name}: no free cluster in lvstore {} ({} reserved for thick lvols{}); delete something or grow the store",
+                "lvol {name}: no free cluster in lvstore {} ({} reserved for other data{}); delete something or grow the store",
                 self.name,
                 self.clusters.reserved,
                 self.set_aside_hint()
@@ -459,6 +489,53 @@ impl Core {
     /// Free from the moment the open batch is durable.
     pub fn free_page(&mut self, page: u32) {
         self.batch.freed_pages.push(page);
+    }
+
+    // ---- external parents ----
+
+    /// Whatever has changed of the external parents of a lvol and of its descendants.
+    pub fn refresh_external(&mut self, lid: Lid) {
+        let size = u64::from(self.geo.cluster_size);
+        let mut todo = vec![lid];
+        while let Some(lid) = todo.pop() {
+            let Some(r) = self.records.get(&lid) else { continue };
+            todo.extend(&r.children);
+            let outside = match r.external() {
+                Some(identity) => {
+                    let new = || Link::new(identity, self.access.clone());
+                    let link = self.links.entry(identity.to_vec()).or_insert_with(new);
+                    let visible = r.visible(size);
+                    match r.hot.external.load_full().filter(|now| Arc::ptr_eq(&now.link, link)) {
+                        Some(now) => {
+                            now.set_visible(visible);
+                            Some(now)
+                        }
+                        None => Some(Outside::new(link.clone(), visible)),
+                    }
+                }
+                None => r.parent.and_then(|p| self.records.get(&p)).and_then(|p| p.hot.external.load_full()),
+            };
+            r.hot.external.store(outside);
+        }
+        // What nobody reads any more is let go.
+        self.links.retain(|_, link| Arc::strong_count(link) > 1);
+    }
+
+    /// A cluster of an external parent has a place in the store now, as an own cluster of `lid`: descendants that read it
+    /// from the parent read it there.
+    pub fn show_to_descendants(&mut self, lid: Lid, logical: u64, entry: Entry) -> Result<()> {
+        let (slot, n) = ((logical / LEAF_CLUSTERS) as usize, (logical % LEAF_CLUSTERS) as usize);
+        let mut todo: Vec<Lid> = self.record(lid)?.children.iter().copied().collect();
+        while let Some(lid) = todo.pop() {
+            let r = self.record(lid)?;
+            todo.extend(&r.children);
+            if let Some(leaf) = r.hot.map.load().leaf(slot)
+                && leaf.get(n).is_external()
+            {
+                leaf.set(n, entry.inherited());
+            }
+        }
+        Ok(())
     }
 
     // ---- marking ----

@@ -110,7 +110,7 @@ impl Lvstore {
             extents: Vec::new(),
         }))?;
         replace_super(&port, &place, &image, generation - 1).await?;
-        let loaded = super::load::load(&port, device, true).await?;
+        let loaded = super::load::load(&port, device, true, Default::default()).await?;
         Ok(super::info::info_of(&loaded.core, device, true))
     }
 

@@ -4,11 +4,12 @@ use super::Lvstore;
 use super::activate::area_clusters;
 use super::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Record};
 use super::load::is_ours;
-use crate::api::{LvolInfo, LvolKind, LvolState, StoreInfo};
+use crate::api::{Hydration, LvolInfo, LvolKind, LvolState, Pin, StoreInfo};
 use crate::counters::{LvolTotals, StoreTotals};
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::PrivateState;
+use crate::lvol::parent_uuid;
 use crate::shard::sync::lock;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -68,7 +69,14 @@ impl Lvstore {
 fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
     let size = r.clusters() * u64::from(core.geo.cluster_size);
     let name = r.name();
-    let external = r.external().and_then(|id| std::str::from_utf8(id).ok()).map(|s| s.trim_end_matches('\0'));
+    let cluster_size = u64::from(core.geo.cluster_size);
+    let external = r.external().and_then(parent_uuid);
+    let hydration = r.external().and_then(|_| r.meta.hydration()).map(|(_, total)| Hydration {
+        remaining_bytes: r.promised.min(total) * cluster_size,
+        total_bytes: total * cluster_size,
+        copied_bytes: core.hydration.copied_bytes(r.hot.lid),
+    });
+    let away = r.hot.external.load().as_ref().and_then(|outside| outside.link.away());
     let parent = r.parent.and_then(|p| core.records.get(&p)).map(|p| p.hot.uuid);
     let kind = match () {
         () if r.is_snapshot() => LvolKind::Snapshot,
@@ -79,9 +87,8 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
     let (state, reason) = match &r.damaged {
         Some(why) => (LvolState::Damaged, Some(why.clone())),
         None if r.hidden => (LvolState::Hidden, None),
-        None if r.hot.external.load(std::sync::atomic::Ordering::Relaxed) => {
-            (LvolState::Degraded, Some("external parents are not supported yet".to_string()))
-        }
+        None if away.is_some() => (LvolState::Degraded, away),
+        None if hydration.is_some() => (LvolState::Hydrating, core.hydration.failure(r.hot.lid)),
         None => (LvolState::Ok, None),
     };
     LvolInfo {
@@ -96,7 +103,7 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
         // A snapshot reserves nothing: it is what it was made from.
         thin: if r.is_snapshot() { r.meta.flags.is_thin() } else { !r.thick },
         kind,
-        parent: parent.or_else(|| external.and_then(|e| Uuid::parse_str(e).ok())),
+        parent: parent.or(external),
         children: r
             .children
             .iter()
@@ -105,6 +112,12 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
             .map(|c| c.hot.uuid)
             .collect(),
         allocated_clusters: r.own,
+        pins: r
+            .meta
+            .pins()
+            .map(|(lvstore, reader)| Pin { lvstore, reader: String::from_utf8_lossy(reader).into() })
+            .collect(),
+        hydration,
         state,
         reason,
         exports,
@@ -180,6 +193,7 @@ pub fn info_of(core: &Core, device: &Device, read_only: bool) -> StoreInfo {
         lvols: core.records.values().filter(|r| !r.is_snapshot()).count() as u64,
         snapshots: core.records.values().filter(|r| r.is_snapshot() && !r.hidden).count() as u64,
         hidden_bytes: hidden * u64::from(core.geo.cluster_size),
+        external_parents: core.external_parents(),
         bstype: String::from_utf8_lossy(&core.super_block.bstype).trim_end_matches('\0').to_string(),
         clean: core.super_block.is_clean(),
         read_only: core.read_only,

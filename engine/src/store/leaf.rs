@@ -192,8 +192,12 @@ impl Core {
             (Extents::Table { .. }, None) => None,
         };
         let token = r.hot.token();
+        let outside = r.visible(u64::from(self.geo.cluster_size)).div_ceil(u64::from(self.geo.cluster_size));
+        let first = slot as u64 * LEAF_CLUSTERS;
+        // Without a parent in the store: what the external one has, as far as it shows.
+        let nobodys = |n: usize| if first + (n as u64) < outside { Entry::EXTERNAL } else { Entry::NONE };
         let leaf = match (own, base) {
-            (None, None) => Leaf::new(token, |_| Entry::NONE),
+            (None, None) => Leaf::new(token, nobodys),
             (None, Some(base)) => {
                 // What lies beyond a short lvol's end must not show through to a longer child.
                 let beyond = base.iter().skip(inside).any(|e| e != Entry::NONE);
@@ -206,7 +210,7 @@ impl Core {
             (Some(own), base) => Leaf::new(token, |n| match own.get(n).copied() {
                 _ if n >= inside => Entry::NONE,
                 Some(e) if e.is_own() => e,
-                _ => base.as_ref().map_or(Entry::NONE, |b| b.get(n).inherited()),
+                _ => base.as_ref().map_or_else(|| nobodys(n), |b| b.get(n).inherited()),
             }),
         };
         self.record(lid)?.hot.map.load().set_leaf(slot, Some(leaf));

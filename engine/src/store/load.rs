@@ -12,6 +12,7 @@ use super::system::{FoundCopy, SystemArea, find_super_copies};
 use crate::api::{Finding, StoreLabel};
 use crate::device::{Device, recognise};
 use crate::error::{ErrorKind, Result, err};
+use crate::external::Access;
 use crate::format::blob::{Parent, parse_xattrs_of_root};
 use crate::format::page::{blob_id, root_of};
 use crate::format::{
@@ -156,7 +157,7 @@ impl Lvstore {
     }
 }
 
-pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loaded> {
+pub async fn load(port: &Port, device: &Device, read_only: bool, access: Access) -> Result<Loaded> {
     let shown = device.path().display().to_string();
     let (Super { block, from_copy }, geo) = super_of_lvstore(port, device).await?;
     let ours = is_ours(&block);
@@ -247,7 +248,7 @@ pub async fn load(port: &Port, device: &Device, read_only: bool) -> Result<Loade
     (0..loader.geo.md_clusters).for_each(|c| {
         loader.used_clusters.set(c);
     });
-    loader.build(block, masks_found, read_only, &shown).await
+    loader.build(block, masks_found, read_only, access, &shown).await
 }
 
 async fn read_masks(port: &Port, geo: &Geometry) -> Result<(Bits, Bits, Bits)> {
@@ -284,6 +285,7 @@ impl Loader<'_> {
         super_block: SuperBlock,
         masks: Option<(Bits, Bits)>,
         read_only: bool,
+        access: Access,
         shown: &str,
     ) -> Result<Loaded> {
         let (name, uuid, super_chain) = self.super_blob(&super_block, shown)?;
@@ -347,9 +349,15 @@ impl Loader<'_> {
             load_findings: self.findings,
             set_aside,
             resident_leaves: 0,
+            access,
+            links: BTreeMap::new(),
+            hydration: Default::default(),
+            given_up: BTreeMap::new(),
             geo: self.geo,
         };
         core.index_names();
+        let roots: Vec<Lid> = core.records.iter().filter(|(_, r)| r.parent.is_none()).map(|(lid, _)| *lid).collect();
+        roots.into_iter().for_each(|lid| core.refresh_external(lid));
         Ok(Loaded { core, start: self.start, owned, extents_hidden: self.extents_hidden })
     }
 
@@ -439,6 +447,7 @@ impl Loader<'_> {
         let mut record = Record::new(hot, meta, chain.pages);
         let attr = |name: &str| record.meta.xattr(false, name.as_bytes()).is_some();
         record.hidden = attr(ATTR_HIDDEN);
+        record.promised = record.meta.hydration().map_or(0, |(left, _)| left);
         record.thick = attr(ATTR_THICK) || (!record.meta.flags.is_thin() && !record.is_snapshot());
         record.damaged = damaged;
         self.records.insert(lid, record);
@@ -748,14 +757,12 @@ impl Loader<'_> {
         }
         for lid in &lids {
             let (mut at, mut steps) = (*lid, 0);
-            let mut external = false;
             let mut bad: Option<(&str, String)> = None;
             while let Some(r) = self.records.get(&at) {
                 if at != *lid && r.damaged.is_some() {
                     bad = Some(("parent-damaged", format!("its ancestor {} is damaged", r.name())));
                     break;
                 }
-                external |= r.external().is_some();
                 steps += 1;
                 if steps > lids.len() {
                     bad = Some(("parent-cycle", "it is its own ancestor".into()));
@@ -765,9 +772,6 @@ impl Loader<'_> {
                     Some(p) => at = p,
                     None => break,
                 }
-            }
-            if let Some(r) = self.records.get(lid) {
-                r.hot.external.store(external, Ordering::Relaxed);
             }
             if let Some((kind, why)) = bad {
                 self.damage(*lid, kind, why);

@@ -27,26 +27,30 @@ const PARTIAL: u32 = 1 << 30;
 const CLUSTER: u32 = PARTIAL - 1;
 /// Stands for "reads as zero, whatever the parent has". No cluster has this number (a store has fewer).
 const ZERO: u32 = CLUSTER;
+/// Stands for "the external parent has it". Only in memory: on disk it is an entry that nobody owns.
+const EXTERNAL: u32 = CLUSTER - 1;
 
 /// Where one cluster of a lvol is read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry(u32);
 
 impl Entry {
-    /// Nobody owns anything here: reads as zero, or from the external parent if there is one.
+    /// Nobody owns anything here: reads as zero.
     pub const NONE: Entry = Entry(0);
+    /// Nobody in the store owns anything here: the external parent has it. Zero, if there is none any more.
+    pub const EXTERNAL: Entry = Entry(EXTERNAL);
     /// The lvol's own mark that this reads as zero.
     pub const OWN_ZERO: Entry = Entry(OWN | ZERO);
 
     pub fn own(cluster: u32) -> Entry {
-        debug_assert!(cluster > 0 && cluster < ZERO);
+        debug_assert!(cluster > 0 && cluster < EXTERNAL);
         Entry(OWN | cluster)
     }
 
     /// The cluster to read, if there is one.
     pub fn cluster(self) -> Option<u32> {
         match self.0 & CLUSTER {
-            0 | ZERO => None,
+            0 | ZERO | EXTERNAL => None,
             c => Some(c),
         }
     }
@@ -57,6 +61,10 @@ impl Entry {
 
     pub fn is_zero_mark(self) -> bool {
         self.0 & CLUSTER == ZERO
+    }
+
+    pub fn is_external(self) -> bool {
+        self.0 & CLUSTER == EXTERNAL
     }
 
     /// The same place as seen by a child.

@@ -66,7 +66,7 @@ pub struct Lvstore {
     punches: AtomicBool,
     pub read_only: bool,
     /// Of each shard.
-    latencies: Vec<Arc<StoreLatency>>,
+    pub(crate) latencies: Vec<Arc<StoreLatency>>,
     map_limit_bytes: u64,
     exports: Mutex<std::collections::BTreeMap<uuid::Uuid, Vec<String>>>,
     /// Tasks of the store itself that a close waits for.
@@ -87,7 +87,7 @@ impl Lvstore {
         map_limit_bytes: u64,
     ) -> Result<Arc<Lvstore>> {
         let port = device.port(shard);
-        let loaded = load::load(&port, &device, how.read_only).await?;
+        let loaded = load::load(&port, &device, how.read_only, how.external).await?;
         // A store that was left in the middle of something goes on with it; a plain one stays untouched.
         let resume = loaded.start.area.is_some();
         let store = Arc::new(Lvstore {
@@ -122,6 +122,9 @@ impl Lvstore {
         }
         store.spawn(shard, store.clone().writer(shard.clone()));
         store.spawn(shard, store.clone().reclaimer(shard.clone()));
+        if !how.read_only {
+            store.spawn(shard, store.clone().hydrator(shard.clone()));
+        }
         shard.spawn(Lvstore::evictor(Arc::downgrade(&store), shard.clone()));
         if !how.read_only && resume {
             store.resume_deletes(shard);
@@ -130,7 +133,7 @@ impl Lvstore {
     }
 
     /// Runs work of the store; a close waits for its end.
-    fn spawn(&self, shard: &Shard, work: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn(&self, shard: &Shard, work: impl Future<Output = ()> + 'static) {
         let running = self.running.clone();
         lock(&running).0 += 1;
         shard.spawn(async move {

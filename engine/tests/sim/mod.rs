@@ -98,7 +98,15 @@ fn run_traced(seed: u64, plan: Plan, trace: &mut u64) -> Result<Tally, String> {
             if Lvstore::creation_was_interrupted(&shard, &on).await.is_ok_and(|i| i) {
                 return Ok(false);
             }
-            Lvstore::open(&shard, vec![shard.handle()], on, OpenStore { read_only: true }, 64 << 10).await.map(|_| true)
+            Lvstore::open(
+                &shard,
+                vec![shard.handle()],
+                on,
+                OpenStore { read_only: true, ..Default::default() },
+                64 << 10,
+            )
+            .await
+            .map(|_| true)
         });
         image = world.power_cut();
         match state {

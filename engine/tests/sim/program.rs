@@ -109,7 +109,8 @@ impl Job {
     /// An error that the program provokes is fine; any other is not.
     fn allowed(&self, e: Error, also: &[ErrorKind]) -> Result<(), Stop> {
         match e.kind() {
-            ErrorKind::NoSpace | ErrorKind::NoMetadataSpace => Ok(()),
+            // An external parent that fails is not the store's fault.
+            ErrorKind::NoSpace | ErrorKind::NoMetadataSpace | ErrorKind::Away => Ok(()),
             ErrorKind::Io | ErrorKind::Failed if self.faulty => Err(Stop::Broken),
             kind if also.contains(&kind) => Ok(()),
             _ => Err(Stop::Wrong(format!("refused: {e:?}"))),

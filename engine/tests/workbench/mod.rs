@@ -358,7 +358,7 @@ impl Bench {
         self.check()?;
         let engine_says: Vec<LvolInfo> = self.lvols()?;
         block_on(self.store.close())?;
-        let again = block_on(self.engine.open_store(&self.path, OpenStore { read_only: true }))?;
+        let again = block_on(self.engine.open_store(&self.path, OpenStore { read_only: true, ..Default::default() }))?;
         let info = block_on(again.info())?;
         block_on(again.close())?;
         if !info.spdk_readable {

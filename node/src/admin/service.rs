@@ -1,7 +1,11 @@
 //! The Admin service. It resolves names, calls the engine, and translates.
 
 use super::resolve;
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, LvolInfo, LvolState, Progress, Store, Stores};
+use crate::remote::Near;
+use coppice_engine::{
+    CreateClone, CreateExternalClone, CreateLvol, CreateSnapshot, LvolInfo, LvolState, Progress, Store, Stores,
+};
+use coppice_nbd::server::Server;
 use coppice_proto::admin::v1::admin_client::AdminClient;
 use coppice_proto::admin::v1::admin_server::{Admin, AdminServer};
 use coppice_proto::admin::v1::*;
@@ -9,11 +13,13 @@ use coppice_proto::attributes;
 use coppice_proto::status::from_engine;
 use coppice_proto::unix::MESSAGE_BYTES_MAX;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
+use uuid::Uuid;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Stream<T> = ReceiverStream<Result<T, Status>>;
@@ -26,11 +32,32 @@ pub struct AdminService {
     stores: Stores,
     /// Where exports are mounted.
     exports: PathBuf,
+    /// What other nodes are served by.
+    served: Option<Arc<Server>>,
+    near: Near,
+}
+
+/// Work that takes its time.
+#[derive(Clone, Copy)]
+enum Work {
+    Inflate,
+    Decouple,
+    Hydrate,
 }
 
 impl AdminService {
     pub fn new(stores: Stores, exports: PathBuf) -> Self {
-        AdminService { stores, exports }
+        AdminService { stores, exports, served: None, near: Near::default() }
+    }
+
+    /// Whose pin is taken away, loses its connections to this server, too.
+    pub fn serving(self, served: Arc<Server>) -> Self {
+        AdminService { served: Some(served), ..self }
+    }
+
+    /// Who makes clones across the lvstores of this process.
+    pub fn near(&self) -> &Near {
+        &self.near
     }
 
     /// The service, ready to be served.
@@ -42,7 +69,7 @@ impl AdminService {
         resolve::lvol(&self.stores.all(), name).await
     }
 
-    fn long_work(&self, store: &Store, lvol: LvolInfo, only_parent: bool) -> Stream<WorkUpdate> {
+    fn long_work(&self, store: &Store, lvol: LvolInfo, work: Work) -> Stream<WorkUpdate> {
         let (sender, receiver) = mpsc::channel(16);
         let store = store.clone();
         tokio::spawn(async move {
@@ -54,9 +81,10 @@ impl AdminService {
                 let _ = updates.try_send(Ok(WorkUpdate { update: Some(update) }));
                 !updates.is_closed()
             });
-            let done = match only_parent {
-                true => store.decouple(lvol.uuid, progress).await,
-                false => store.inflate(lvol.uuid, progress).await,
+            let done = match work {
+                Work::Decouple => store.decouple(lvol.uuid, progress).await,
+                Work::Inflate => store.inflate(lvol.uuid, progress).await,
+                Work::Hydrate => store.hydrate(lvol.uuid, progress).await,
             };
             let last = done.map_err(|e| from_engine(&e)).map(|lvol| {
                 let update = Some(work_update::Update::Finished(lvol.into()));
@@ -81,6 +109,10 @@ pub async fn serve_in_memory(service: AdminService) -> Result<AdminClient<Channe
 /// A client that takes long lists.
 pub fn client(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn uuid_of(text: &str) -> Result<Uuid, Status> {
+    Uuid::parse_str(text).map_err(|e| Status::invalid_argument(format!("{text:?} is no UUID: {e}")))
 }
 
 fn answer<T, U: From<T>>(done: coppice_engine::Result<T>) -> Answer<U> {
@@ -173,6 +205,22 @@ impl Admin for AdminService {
         answer(store.clone_snapshot(how).await)
     }
 
+    async fn clone_external(&self, request: Request<CloneExternalRequest>) -> Answer<Lvol> {
+        let request = request.into_inner();
+        let store = resolve::store(&self.stores.all(), &request.store)?;
+        let parent = uuid_of(&request.parent)?;
+        let how = CreateExternalClone {
+            parent,
+            name: request.name,
+            uuid: None,
+            size: request.size,
+            thick: request.thick,
+            attributes: Default::default(),
+            hydrate: !request.no_hydration,
+        };
+        answer(self.near.clone_external(&self.stores, &store, how).await)
+    }
+
     async fn resize_lvol(&self, request: Request<ResizeLvolRequest>) -> Answer<Lvol> {
         let request = request.into_inner();
         let (store, lvol) = self.lvol(&request.lvol).await?;
@@ -208,14 +256,47 @@ impl Admin for AdminService {
 
     async fn inflate_lvol(&self, request: Request<LvolRequest>) -> Answer<Self::InflateLvolStream> {
         let (store, lvol) = self.lvol(&request.into_inner().lvol).await?;
-        Ok(Response::new(self.long_work(&store, lvol, false)))
+        Ok(Response::new(self.long_work(&store, lvol, Work::Inflate)))
     }
 
     type DecoupleLvolStream = Stream<WorkUpdate>;
 
     async fn decouple_lvol(&self, request: Request<LvolRequest>) -> Answer<Self::DecoupleLvolStream> {
         let (store, lvol) = self.lvol(&request.into_inner().lvol).await?;
-        Ok(Response::new(self.long_work(&store, lvol, true)))
+        Ok(Response::new(self.long_work(&store, lvol, Work::Decouple)))
+    }
+
+    type HydrateLvolStream = Stream<WorkUpdate>;
+
+    async fn hydrate_lvol(&self, request: Request<LvolRequest>) -> Answer<Self::HydrateLvolStream> {
+        let (store, lvol) = self.lvol(&request.into_inner().lvol).await?;
+        Ok(Response::new(self.long_work(&store, lvol, Work::Hydrate)))
+    }
+
+    async fn pin_lvol(&self, request: Request<PinLvolRequest>) -> Answer<Lvol> {
+        let request = request.into_inner();
+        let (store, lvol) = self.lvol(&request.lvol).await?;
+        let pin = request.pin.ok_or_else(|| Status::invalid_argument("say which lvstore reads it"))?;
+        let pin = coppice_engine::Pin { lvstore: uuid_of(&pin.lvstore)?, reader: pin.reader };
+        answer(store.pin(lvol.uuid, pin).await)
+    }
+
+    async fn unpin_lvol(&self, request: Request<UnpinLvolRequest>) -> Answer<UnpinLvolResponse> {
+        let request = request.into_inner();
+        let lvstore = uuid_of(&request.lvstore)?;
+        let (store, lvol) = self.lvol(&request.lvol).await?;
+        let readers: Vec<String> =
+            lvol.pins.iter().filter(|pin| pin.lvstore == lvstore).map(|pin| pin.reader.clone()).collect();
+        store.unpin(lvol.uuid, lvstore).await.map_err(|e| from_engine(&e))?;
+        if let Some(served) = &self.served {
+            // Who read it under that name, for this lvstore or another, is asked for its pin again.
+            served.close(|connection| {
+                let name = connection.identity.to_string();
+                connection.export == lvol.uuid.to_string() && readers.contains(&name)
+            });
+        }
+        info!(lvol = %lvol.uuid, %lvstore, "unpinned by hand");
+        Ok(Response::new(UnpinLvolResponse {}))
     }
 
     type ReadLvolStream = Stream<DataChunk>;

@@ -55,6 +55,8 @@ pub(super) fn lvol(size: u64) -> LvolInfo {
         reason: None,
         exports: Vec::new(),
         attributes: Default::default(),
+        pins: Vec::new(),
+        hydration: None,
     }
 }
 

@@ -97,7 +97,7 @@ pub async fn look(engine: &Engine, path: &Path) -> Result<OnDevice> {
 
 /// How many lvols a store has. All of its metadata is read.
 pub async fn count(engine: &Engine, path: &Path) -> Result<usize> {
-    let store = engine.open_store(path, OpenStore { read_only: true }).await.map_err(failed)?;
+    let store = engine.open_store(path, OpenStore { read_only: true, ..Default::default() }).await.map_err(failed)?;
     let lvols = store.lvols().await.map_err(failed)?;
     store.close().await.map_err(failed)?;
     Ok(lvols.iter().filter(|lvol| lvol.state != LvolState::Hidden).count())
