@@ -37,7 +37,10 @@ impl LocalParent {
     /// The snapshot, if its store is open.
     pub async fn find(&self) -> Option<Reader> {
         for store in self.0.stores.all().iter() {
-            if let Ok(reader) = store.reader(self.0.snapshot).await {
+            // Without a way to another thread, where it is not.
+            if store.lvol(self.0.snapshot).await.is_ok()
+                && let Ok(reader) = store.reader(self.0.snapshot).await
+            {
                 self.0.near.store(true, Ordering::Relaxed);
                 return Some(reader);
             }

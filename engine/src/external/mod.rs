@@ -20,7 +20,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -102,6 +102,8 @@ pub struct Link {
     uuid: Option<Uuid>,
     access: Access,
     found: Mutex<Option<Arc<dyn External>>>,
+    /// Bytes, once they are known: a parent never changes.
+    size: OnceLock<u64>,
     /// Reads of users, not of hydration, that are on their way.
     waiting: AtomicUsize,
 }
@@ -125,6 +127,7 @@ impl Link {
             name,
             access,
             found: Mutex::new(None),
+            size: OnceLock::new(),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -156,7 +159,11 @@ impl Link {
     }
 
     pub async fn size(&self) -> Result<u64> {
-        self.find()?.size(self.access.patience).await
+        if let Some(size) = self.size.get() {
+            return Ok(*size);
+        }
+        let size = self.find()?.size(self.access.patience).await?;
+        Ok(*self.size.get_or_init(|| size))
     }
 
     pub async fn read(&self, off: u64, len: usize) -> Result<Bytes> {

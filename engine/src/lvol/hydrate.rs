@@ -489,6 +489,7 @@ impl Pass<'_> {
                 && let Some(running) = lock(&self.store.core).hydration.running.get_mut(&self.lid)
             {
                 running.copied_bytes += step;
+                running.failure = None;
             }
             // A cluster that has something by now is left alone.
             done += if step == 0 { cluster as usize } else { step as usize };
