@@ -276,6 +276,12 @@ impl Store {
         self.lv.external_parents()
     }
 
+    /// False: metadata of the store does not check out, and may name more than [`Store::external_parents`] says: nobody may
+    /// take its pins away.
+    pub fn knows_external_parents(&self) -> bool {
+        self.lv.knows_external_parents()
+    }
+
     /// Sees to it that an esnap clone gets everything that it reads from its external parent, and waits for that. If it
     /// stands still or `progress` answers `false`, it is not waited for any longer, and goes on by itself.
     pub async fn hydrate(&self, lvol: Uuid, progress: Box<dyn FnMut(Progress) -> bool + Send>) -> Result<LvolInfo> {

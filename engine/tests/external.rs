@@ -452,6 +452,46 @@ fn decouple_and_inflate_of_descendants() -> Result<()> {
     for lvol in [clone.uuid, snap.uuid, one.uuid, other.uuid] {
         same(&two.b, lvol, &content)?;
     }
+    // What one of them does not show any more the others still do.
+    block_on(two.b.resize(one.uuid, 2 * MIB))?;
+    for lvol in [clone.uuid, snap.uuid, other.uuid] {
+        same(&two.b, lvol, &content)?;
+    }
+    block_on(two.b.hydrate(snap.uuid, Box::new(|_| true)))?;
+    for lvol in [clone.uuid, snap.uuid, other.uuid] {
+        same(&two.b, lvol, &content)?;
+    }
+    same(&two.b, one.uuid, &content[..2 * MIB as usize])?;
+    two.sound()
+}
+
+/// A parent that is not what it was, or not there as a whole, is none: what it lacks is never taken for zeroes.
+#[test]
+fn a_parent_that_lost_its_end() -> Result<()> {
+    let mut two = Two::new(C)?;
+    let path = two.dir.path().join("parent");
+    let content = Rng::new(8).bytes(2 * MIB as usize);
+    let parent = Uuid::from_u128(77);
+    std::fs::write(&path, &content)?;
+    two.known.add(parent, FileParent::new(&path))?;
+    let how = CreateExternalClone { parent, name: "c".into(), hydrate: false, ..Default::default() };
+    let clone = block_on(two.b.clone_external(how))?;
+    for len in [0, MIB] {
+        std::fs::OpenOptions::new().write(true).open(&path)?.set_len(len)?;
+        // Also where nobody has asked for its size before.
+        for _ in 0..2 {
+            let e = block_on(two.b.read(clone.uuid, 2 * MIB - 4096, 4096)).err().context("read what is not there")?;
+            ensure!(matches!(e.kind(), ErrorKind::Away | ErrorKind::Io), "{e:?}");
+            ensure!(block_on(two.b.hydrate(clone.uuid, Box::new(|_| true))).is_err(), "hydrated from a part");
+            assert_eq!(info(&two.b, clone.uuid)?.kind, LvolKind::EsnapClone);
+            two.reopen_b()?;
+        }
+        std::fs::write(&path, &content)?;
+    }
+    two.reopen_b()?;
+    same(&two.b, clone.uuid, &content)?;
+    block_on(two.b.hydrate(clone.uuid, Box::new(|_| true)))?;
+    same(&two.b, clone.uuid, &content)?;
     two.sound()
 }
 

@@ -3,34 +3,44 @@
 use super::{Answer, External, Stretch};
 use crate::device::on_thread;
 use crate::error::{Error, Result, err};
+use crate::shard::sync::lock;
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Opened by the first call that needs it, and again after a failure.
-pub struct FileParent(Arc<PathBuf>);
+pub struct FileParent(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    /// Why the last call failed.
+    away: Mutex<Option<String>>,
+}
 
 impl FileParent {
     pub fn new(path: &Path) -> FileParent {
-        FileParent(Arc::new(path.to_path_buf()))
+        FileParent(Arc::new(Inner { path: path.to_path_buf(), away: Mutex::new(None) }))
     }
 
     fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut File) -> std::io::Result<T> + Send + 'static,
     ) -> Answer<T> {
-        let path = self.0.clone();
+        let inner = self.0.clone();
         Box::pin(async move {
-            on_thread(move || -> Result<T> {
-                let shown = path.display();
-                let mut file = File::open(&*path).map_err(|e| err!(Away, "external parent {shown}: {e}"))?;
+            let on = inner.clone();
+            let done = on_thread(move || -> Result<T> {
+                let shown = on.path.display();
+                let mut file = File::open(&on.path).map_err(|e| err!(Away, "external parent {shown}: {e}"))?;
                 work(&mut file).map_err(|e| failed(&e).context(format_args!("external parent {shown}")))
-            })
-            .await?
+            });
+            let done = done.await?;
+            *lock(&inner.away) = done.as_ref().err().map(|e| e.message().to_string());
+            done
         })
     }
 }
@@ -57,6 +67,10 @@ impl External for FileParent {
         self.with(move |file| {
             use rustix::fs::{SeekFrom, seek};
             let end = off + len;
+            // What is missing at its end is no hole.
+            if file.seek(std::io::SeekFrom::End(0))? < end {
+                return Err(std::io::Error::other("it is shorter than it was"));
+            }
             let data = match seek(&*file, SeekFrom::Data(off)) {
                 Ok(at) => at.clamp(off, end),
                 // No data up to the end of the file.
@@ -76,7 +90,6 @@ impl External for FileParent {
     }
 
     fn away(&self) -> Option<String> {
-        let there = std::fs::metadata(&*self.0);
-        there.err().map(|e| format!("external parent {}: {e}", self.0.display()))
+        lock(&self.0.away).clone()
     }
 }

@@ -214,13 +214,30 @@ impl Link {
 /// The external parent as a lvol that carries it, and its descendants, see it.
 pub struct Outside {
     pub link: Arc<Link>,
+    /// Number of the lvol that carries the parent.
+    pub carrier: u32,
     /// Bytes of the parent that show; behind that everything reads zero.
     visible: AtomicU64,
+    /// Bytes that the parent must have, if that was written down.
+    size: Option<u64>,
 }
 
 impl Outside {
-    pub fn new(link: Arc<Link>, visible: u64) -> Arc<Outside> {
-        Arc::new(Outside { link, visible: AtomicU64::new(visible) })
+    pub fn new(link: Arc<Link>, carrier: u32, visible: u64, size: Option<u64>) -> Arc<Outside> {
+        Arc::new(Outside { link, carrier, visible: AtomicU64::new(visible), size })
+    }
+
+    /// Where what the parent has ends. A parent of another size than it had is not the same, or not whole: what it lacks must
+    /// never be taken for zeroes.
+    pub async fn end(&self) -> Result<u64> {
+        let size = self.link.size().await?;
+        match self.size {
+            Some(wanted) if wanted != size => {
+                Err(err!(Away, "the external parent {} has {size} bytes instead of {wanted}", self.link.name))
+            }
+            None if size == 0 => Err(err!(Away, "the external parent {} is empty", self.link.name)),
+            _ => Ok(self.visible().min(size)),
+        }
     }
 
     pub fn visible(&self) -> u64 {

@@ -242,12 +242,13 @@ impl BlobMeta {
     }
 
     /// Makes the blob a thin child of something outside of the store, of which `visible` bytes show.
-    pub fn set_external_parent(&mut self, identity: &[u8], visible: u64) {
+    /// `size`: bytes that the parent has, if that is known.
+    pub fn set_external_parent(&mut self, identity: &[u8], visible: u64, size: Option<u64>) {
         self.set_snapshot_parent(None);
         self.flags.set_invalid(Flags::THIN_PROV, true);
         self.flags.set_invalid(Flags::EXTERNAL_SNAPSHOT, true);
         self.set_xattr(true, xattr::EXTSNAP, identity);
-        self.set_visible(visible);
+        self.set_visible(visible, size);
     }
 
     /// Bytes of the external parent that show.
@@ -255,8 +256,14 @@ impl BlobMeta {
         self.number_xattrs(xattr::VISIBLE).next()
     }
 
-    pub fn set_visible(&mut self, bytes: u64) {
-        self.set_xattr(true, xattr::VISIBLE, bytes.to_string().as_bytes());
+    /// Bytes that the external parent has, if that was written down.
+    pub fn parent_size(&self) -> Option<u64> {
+        self.number_xattrs(xattr::VISIBLE).nth(1)
+    }
+
+    pub fn set_visible(&mut self, bytes: u64, size: Option<u64>) {
+        let text = size.map_or_else(|| bytes.to_string(), |size| format!("{bytes} {size}"));
+        self.set_xattr(true, xattr::VISIBLE, text.as_bytes());
     }
 
     /// Clusters set aside for hydration, now and in the beginning; `None`: the lvol is not to be hydrated.

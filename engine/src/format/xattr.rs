@@ -12,8 +12,8 @@ pub const EXTSNAP: &[u8] = b"EXTSNAP";
 pub const SNAPTMP: &[u8] = b"SNAPTMP";
 /// Internal xattr, written by SPDK only: on a snapshot while it is merged away, id of its clone.
 pub const SNAPRM: &[u8] = b"SNAPRM";
-/// Internal xattr of ours, beside `EXTSNAP`: how many bytes of the external parent show, as a decimal number. Without it (a
-/// lvol that SPDK made) it is the lvol's size.
+/// Internal xattr of ours, beside `EXTSNAP`: how many bytes of the external parent show, and how many it has, as two decimal
+/// numbers with a space between. The second may be missing; without either (a lvol that SPDK made) the lvol's size shows.
 pub const VISIBLE: &[u8] = b"coppice.visible";
 /// Internal xattr of ours, beside `EXTSNAP`: the lvol is to be hydrated. Two decimal numbers with a space between: clusters
 /// that are set aside for what is still to be copied, and how many there were in the beginning.

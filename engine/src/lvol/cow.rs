@@ -111,7 +111,7 @@ impl Handle {
                 Attempt::Replan => return Ok(0),
                 Attempt::Wait => {
                     drop(guard);
-                    self.wait_for_space().await?;
+                    self.wait_for_space(why).await?;
                 }
                 Attempt::Fail(e) => return Err(e),
             }
@@ -190,12 +190,14 @@ impl Handle {
     }
 
     /// Frees are made durable and their grace period is waited for.
-    async fn wait_for_space(&self) -> Result<()> {
+    async fn wait_for_space(&self, why: Why) -> Result<()> {
         wait_until(&self.store.core, |core, cx| {
             if core.failed.is_some() || core.clusters.unreserved() > 0 || !core.space_is_coming() {
                 return Poll::Ready(core.may_change());
             }
-            let reserved = core.record(self.lvol.lid).map(|r| r.reservation() > 0).unwrap_or(false);
+            // As a claim sees it.
+            let mine = |r: &crate::store::core::Record| r.reservation() > 0 && (r.thick || why == Why::Hydrate);
+            let reserved = core.record(self.lvol.lid).is_ok_and(mine);
             if reserved && core.clusters.free() > 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -445,7 +447,8 @@ enum Step {
 impl Core {
     /// Hydration fills the lvol that carries the external parent, whichever that is by now.
     fn may_hydrate(&self, why: Why, lid: Lid) -> Result<()> {
-        match why == Why::Write || self.record(lid)?.external().is_some() {
+        let carries = |r: &crate::store::core::Record| r.external().is_some() && r.busy != Some("merge");
+        match why == Why::Write || carries(self.record(lid)?) {
             true => Ok(()),
             false => Err(err!(Cancelled, "the lvol has no external parent any more")),
         }

@@ -32,7 +32,7 @@ impl Handle {
         };
         let mut end = outside.visible();
         if end > off {
-            end = end.min(self.named(outside.link.size().await)?);
+            end = self.named(outside.end().await)?;
         }
         let n = end.saturating_sub(off).min(buf.len() as u64) as usize;
         if n > 0 {
@@ -96,6 +96,9 @@ impl Lvstore {
             known.unwrap_or_else(|| Link::new(&identity, core.access.clone()))
         };
         let parent_size = link.size().await?;
+        if parent_size == 0 {
+            return Err(err!(Invalid, "the snapshot {} is empty", how.parent));
+        }
         let size = how.size.unwrap_or(parent_size);
         if size < parent_size {
             return Err(err!(
@@ -119,7 +122,7 @@ impl Lvstore {
             core.check_tables(clusters)?;
             core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
             let mut meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
-            meta.set_external_parent(&identity, parent_size);
+            meta.set_external_parent(&identity, parent_size, Some(parent_size));
             if how.hydrate {
                 meta.set_hydration(data, data);
             }
@@ -159,8 +162,18 @@ impl Lvstore {
 
     /// UUIDs of the external parents that lvols of the store name, hidden ones included. What is not among them is not read
     /// any more, whatever happens.
+    ///
+    /// Only if [`Lvstore::knows_external_parents`] says that nothing may be missing.
     pub fn external_parents(&self) -> Vec<Uuid> {
         lock(&self.core).external_parents()
+    }
+}
+
+impl Lvstore {
+    /// False: metadata does not check out or cannot be read, and may name external parents that nobody knows of.
+    pub fn knows_external_parents(&self) -> bool {
+        let core = lock(&self.core);
+        !core.parents_unknown && core.records.values().all(|r| r.damaged.is_none())
     }
 }
 

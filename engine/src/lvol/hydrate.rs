@@ -41,7 +41,7 @@ const PIECE_MIN: u64 = 128 << 10;
 /// parent waits behind them.
 const COPY_TAKES_MAX: Duration = Duration::from_millis(300);
 /// Lvols of a store that are hydrated side by side.
-const LVOLS: usize = 4;
+const LVOLS: usize = 16;
 /// How long a hydration that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often the space that is still set aside is written down.
@@ -207,10 +207,11 @@ impl Lvstore {
             let outside = r.hot.external.load_full();
             (r.hot.clone(), outside.ok_or_else(|| err!(Cancelled, "the lvol has no external parent any more"))?)
         };
-        let end = outside.visible().min(self.unless_leaving(outside.link.size()).await?);
+        let token = lvol.token();
+        let end = self.unless_leaving(outside.end()).await?;
         // Not before: a store whose parents cannot be reached stays as it is.
         self.activate(shard).await?;
-        let pass = Pass { store: self, shard, lid, lvol: lvol.clone(), outside, end };
+        let pass = Pass { store: self, shard, lid, lvol: lvol.clone(), token, outside, end };
         pass.copy_all().await?;
         if self.cut_external(&pass).await? {
             // Nothing is left that a zero mark could hide.
@@ -231,7 +232,8 @@ impl Lvstore {
         core.may_change()?;
         let r = core.record(pass.lid)?;
         let same = r.hot.external.load_full().is_some_and(|now| Arc::ptr_eq(&now, &pass.outside));
-        if !same || r.external().is_none() {
+        // Who was a snapshot's child in between has another token: the pass may have seen something else.
+        if !same || r.external().is_none() || r.hot.token() != pass.token {
             return Ok(false);
         }
         if let Some(what) = r.busy {
@@ -296,7 +298,7 @@ impl Lvstore {
             core.record(lid)?.hot.external.load_full()
         };
         let Some(outside) = outside else { return Ok(()) };
-        let end = outside.visible().min(outside.link.size().await?);
+        let end = outside.end().await?;
         let data = self.data_clusters(shard, &outside.link, end).await?;
         self.activate(shard).await?;
         let change = |core: &mut Core| {
@@ -332,9 +334,27 @@ struct Pass<'a> {
     shard: &'a Shard,
     lid: Lid,
     lvol: Arc<Lvol>,
+    /// What the lvol's own entries are known by.
+    token: u64,
     outside: Arc<Outside>,
     /// Bytes of the parent that show.
     end: u64,
+}
+
+/// Waits for `work` while the copies go on: they hold claims, and may be what it waits for.
+async fn beside<F: Future, R>(
+    copies: &mut FuturesUnordered<F>,
+    done: &mut Vec<F::Output>,
+    work: impl Future<Output = R>,
+) -> R {
+    let mut work = pin!(work);
+    while !copies.is_empty() {
+        match select(&mut work, copies.next()).await {
+            Either::Left((result, _)) => return result,
+            Either::Right((copied, _)) => done.extend(copied),
+        }
+    }
+    work.await
 }
 
 /// How much is on its way at a time.
@@ -367,12 +387,13 @@ impl Pass<'_> {
         let mut copies = FuturesUnordered::new();
         let most = lock(&self.store.core).access.hydration_copies.max(1);
         let mut pace = Pace { requests: self.store.requests(), seen_ns: None, copies: most, piece: PIECE_MAX };
-        let mut failure = None;
+        let (mut failure, mut done) = (None, Vec::new());
         let mut noted_ns = self.shard.now_ns();
         let mut at = 0;
         'walk: while at < self.end {
             let len = SPAN.max(cluster).min(self.end - at);
-            let runs = match self.store.unless_leaving(self.outside.link.status(at, len)).await {
+            let asked = self.store.unless_leaving(self.outside.link.status(at, len));
+            let runs = match beside(&mut copies, &mut done, asked).await {
                 Ok(stretches) => data_runs(&stretches, cluster),
                 Err(e) => {
                     failure = Some(e);
@@ -382,7 +403,7 @@ impl Pass<'_> {
             for (first, count) in runs {
                 let (mut next, end) = (at / cluster + first, at / cluster + first + count);
                 while next < end {
-                    let (from, n) = match self.missing(next, end, pace.piece).await {
+                    let (from, n) = match beside(&mut copies, &mut done, self.missing(next, end, pace.piece)).await {
                         Ok(Some(run)) => run,
                         Ok(None) => break,
                         Err(e) => {
@@ -393,18 +414,25 @@ impl Pass<'_> {
                     next = from + n;
                     while copies.len() >= self.side_by_side(&mut pace) {
                         match copies.next().await {
-                            Some(Ok(took)) => pace.copy_took(took, most),
-                            Some(Err(e)) => {
-                                failure = Some(e);
-                                break 'walk;
-                            }
+                            Some(copied) => done.push(copied),
                             None => break,
                         }
+                    }
+                    for copied in done.drain(..) {
+                        match copied {
+                            Ok(took) => pace.copy_took(took, most),
+                            Err(e) => {
+                                failure.get_or_insert(e);
+                            }
+                        }
+                    }
+                    if failure.is_some() {
+                        break 'walk;
                     }
                     copies.push(self.copy(&io, from, n));
                     if self.shard.now_ns().saturating_sub(noted_ns) > NOTE.as_nanos() as u64 {
                         noted_ns = self.shard.now_ns();
-                        if let Err(e) = self.note().await {
+                        if let Err(e) = beside(&mut copies, &mut done, self.note()).await {
                             failure = Some(e);
                             break 'walk;
                         }
@@ -415,9 +443,10 @@ impl Pass<'_> {
         }
         // All end, also when one fails: a copy that is dropped half-way would keep its claim for ever.
         while let Some(copied) = copies.next().await {
-            if let Err(e) = copied {
-                failure.get_or_insert(e);
-            }
+            done.push(copied);
+        }
+        for e in done.into_iter().filter_map(Result::err) {
+            failure.get_or_insert(e);
         }
         match failure {
             None => Ok(()),
@@ -491,7 +520,12 @@ impl Pass<'_> {
                 running.copied_bytes += step;
                 running.failure = None;
             }
-            // A cluster that has something by now is left alone.
+            // A cluster that has something by now is left alone; but it must have something.
+            let cluster_at = (off + done as u64) / cluster;
+            let seen = Seen::of(&self.lvol.map.load(), self.lvol.token(), cluster_at);
+            if step == 0 && seen.is_none_or(|seen| seen.entry.is_external()) {
+                return Err(err!(Cancelled, "the lvol changed meanwhile"));
+            }
             done += if step == 0 { cluster as usize } else { step as usize };
         }
         Ok(took)

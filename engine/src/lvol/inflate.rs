@@ -34,14 +34,15 @@ impl Core {
         let p = self.record(parent)?;
         let grandparent = if all { None } else { p.parent };
         let visible = p.visible(u64::from(self.geo.cluster_size));
-        let external = p.external().filter(|_| !all).map(|identity| (identity.to_vec(), visible));
+        let size = p.meta.parent_size();
+        let external = p.external().filter(|_| !all).map(|identity| (identity.to_vec(), visible, size));
         let id = match grandparent {
             Some(g) => Some(blob_id(self.record(g)?.root())),
             None => None,
         };
         self.update_meta(lid, |meta| {
             match external {
-                Some((identity, visible)) => meta.set_external_parent(&identity, visible),
+                Some((identity, visible, size)) => meta.set_external_parent(&identity, visible, size),
                 None => meta.set_snapshot_parent(id),
             }
             Ok(())
@@ -175,7 +176,7 @@ impl Lvstore {
         let outside = |c: &u64| map.lookup(*c).is_some_and(|(entry, _)| entry.is_external());
         let Some(from) = lvol.external.load_full().filter(|_| todo.iter().any(outside)) else { return Ok(()) };
         let size = self.cluster_size();
-        let end = from.visible().min(from.link.size().await?);
+        let end = from.end().await?;
         let len = (LEAF_CLUSTERS * size).min(end.saturating_sub(at * size));
         let runs = match len {
             0 => Vec::new(),

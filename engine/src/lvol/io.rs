@@ -341,7 +341,14 @@ impl Handle {
                 }
                 Plan::Allocate { len: covered }
             }
-            None if seen.entry.is_external() && self.lvol.external.load().is_some() => {
+            // The link is cut only after everything has its place: who sees that it is gone looks for that place again.
+            None if seen.entry.is_external() && self.lvol.external.load().is_none() => {
+                match Seen::of(&map, token, first) {
+                    Some(again) if again == seen => Plan::Zero { len: covered },
+                    _ => self.plan(off, len, write),
+                }
+            }
+            None if seen.entry.is_external() => {
                 let mut next = 1;
                 while covered < len {
                     match Seen::of(&map, token, first + next) {

@@ -352,6 +352,7 @@ impl Core {
         };
         let (hydration, promised) = (snapshot.meta.hydration(), snapshot.promised);
         let visible = snapshot.visible(u64::from(self.geo.cluster_size));
+        let parent_size = snapshot.meta.parent_size();
         let parent_id = match parent {
             Some(p) => Some(blob_id(self.record(p)?.root())),
             None => None,
@@ -359,7 +360,7 @@ impl Core {
         self.update_meta(c, |meta| {
             meta.set_snapshot_parent(parent_id);
             if let Some(id) = external {
-                meta.set_external_parent(&id, visible);
+                meta.set_external_parent(&id, visible, parent_size);
             }
             if let Some((left, total)) = hydration {
                 meta.set_hydration(left, total);

@@ -83,28 +83,31 @@ impl Lvstore {
         let last = end.min(off.saturating_add(CLUSTERS_MAX * size));
         while at < last && found.all.len() < STRETCHES_MAX {
             let h = io.handle();
-            // To the end of the cluster: the plan of one read may be of one kind only.
-            let n = ((at / size + 1) * size).min(last) - at;
-            match h.plan_read(at, n) {
-                Plan::Device { .. } => found.add(n, false),
-                Plan::Zero { .. } => found.add(n, true),
-                Plan::External { .. } => {
+            match h.plan_read(at, last - at) {
+                Plan::Device { len, .. } => {
+                    found.add(len, false);
+                    at += len;
+                }
+                Plan::Zero { len } => {
+                    found.add(len, true);
+                    at += len;
+                }
+                Plan::External { len: n } => {
                     let outside = h.lvol.external.load_full();
                     let outside = outside.ok_or_else(|| err!(Cancelled, "the external parent is gone"))?;
-                    let shown = outside.visible().min(outside.link.size().await?).clamp(at, at + n) - at;
+                    let shown = outside.end().await?.clamp(at, at + n) - at;
                     if shown > 0 {
                         for stretch in outside.link.status(at, shown).await? {
                             found.add(stretch.len, stretch.hole);
                         }
                     }
                     found.add(n - shown, true);
+                    at += n;
                 }
                 Plan::Missing | Plan::Allocate { .. } => {
                     self.load_leaf(shard, &h.lvol, at / size).await?;
-                    continue;
                 }
             }
-            at += n;
         }
         Ok(found.all)
     }

@@ -133,7 +133,8 @@ impl Core {
         r.masked_to = r.masked_to.min(new);
         // What the external parent had there does not come back.
         if let Some(visible) = visible {
-            r.meta.set_visible(visible);
+            let size = r.meta.parent_size();
+            r.meta.set_visible(visible, size);
         }
         r.hot.map.store(Arc::new(r.hot.map.load().resized(new)));
         r.hot.clusters.store(new, Ordering::Release);

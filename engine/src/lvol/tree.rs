@@ -108,7 +108,7 @@ impl Core {
         let hot = Lvol::new(lid, uuid, meta.extents.num_clusters(), token);
         let mut record = Record::new(hot, meta, vec![root]);
         record.thick = thick;
-        record.promised = record.meta.hydration().map_or(0, |(left, _)| left);
+        record.promised = record.promise();
         record.parent = parent;
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.insert(lid);
@@ -191,7 +191,10 @@ impl Core {
         if let Some(p) = parent.and_then(|p| self.records.get_mut(&p)) {
             p.children.remove(&lid);
         }
+        let hot = r.hot.clone();
         self.bury(r);
+        // Who still has it open in the background must not follow it to what is somebody else's soon.
+        hot.map.store(Arc::new(Map::new(0)));
         Ok(parent)
     }
 

@@ -69,6 +69,7 @@ impl Lvstore {
             if in_use.is_some() || (result.is_err() && core.failed.is_none()) {
                 // Nothing was torn down: the caller may try again.
                 core.leaving = false;
+                core.hydration.wake();
                 return match in_use {
                     Some(name) => Err(err!(Busy, "lvol {}/{name} is in use; stop its exports first", core.name)),
                     None => result,

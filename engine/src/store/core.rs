@@ -194,6 +194,12 @@ impl Record {
         self.meta.visible().unwrap_or(size).min(size)
     }
 
+    /// Clusters that have to be set aside for its hydration, as its metadata has it.
+    pub fn promise(&self) -> u64 {
+        let noted = self.external().and_then(|_| self.meta.hydration());
+        noted.map_or(0, |(left, _)| left.min(self.clusters()))
+    }
+
     pub fn is_pinned(&self) -> bool {
         self.meta.pins().next().is_some()
     }
@@ -326,6 +332,8 @@ pub struct Core {
     pub hydration: crate::lvol::HydrationState,
     /// External parents that lvols no longer name, with the batch that says so.
     pub given_up: BTreeMap<Uuid, u64>,
+    /// Metadata could not be read that may name further ones.
+    pub parents_unknown: bool,
 }
 
 impl Core {
@@ -505,12 +513,14 @@ impl Core {
                     let new = || Link::new(identity, self.access.clone());
                     let link = self.links.entry(identity.to_vec()).or_insert_with(new);
                     let visible = r.visible(size);
-                    match r.hot.external.load_full().filter(|now| Arc::ptr_eq(&now.link, link)) {
+                    // Another lvol's is not taken over: it may show another part.
+                    let same = |now: &Arc<Outside>| now.carrier == lid && Arc::ptr_eq(&now.link, link);
+                    match r.hot.external.load_full().filter(same) {
                         Some(now) => {
                             now.set_visible(visible);
                             Some(now)
                         }
-                        None => Some(Outside::new(link.clone(), visible)),
+                        None => Some(Outside::new(link.clone(), lid, visible, r.meta.parent_size())),
                     }
                 }
                 None => r.parent.and_then(|p| self.records.get(&p)).and_then(|p| p.hot.external.load_full()),
@@ -527,7 +537,7 @@ impl Core {
         let (slot, n) = ((logical / LEAF_CLUSTERS) as usize, (logical % LEAF_CLUSTERS) as usize);
         let mut todo: Vec<Lid> = self.record(lid)?.children.iter().copied().collect();
         while let Some(lid) = todo.pop() {
-            let r = self.record(lid)?;
+            let Some(r) = self.records.get(&lid) else { continue };
             todo.extend(&r.children);
             if let Some(leaf) = r.hot.map.load().leaf(slot)
                 && leaf.get(n).is_external()

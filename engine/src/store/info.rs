@@ -72,8 +72,8 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
     let cluster_size = u64::from(core.geo.cluster_size);
     let external = r.external().and_then(parent_uuid);
     let hydration = r.external().and_then(|_| r.meta.hydration()).map(|(_, total)| Hydration {
-        remaining_bytes: r.promised.min(total) * cluster_size,
-        total_bytes: total * cluster_size,
+        remaining_bytes: r.promised.min(total).saturating_mul(cluster_size),
+        total_bytes: total.saturating_mul(cluster_size),
         copied_bytes: core.hydration.copied_bytes(r.hot.lid),
     });
     let away = r.hot.external.load().as_ref().and_then(|outside| outside.link.away());
@@ -145,6 +145,16 @@ pub fn seal_work(core: &Core) -> Vec<String> {
     let marks: u64 = core.records.values().map(|r| r.zero_marks).sum();
     if marks > 0 {
         work.push(format!("{marks} discarded clusters of clones to be filled with zeroes"));
+    }
+    let cluster_size = u64::from(core.geo.cluster_size);
+    let hidden = |r: &&Record| r.meta.visible().zip(r.meta.parent_size()).is_some_and(|(shows, has)| shows < has);
+    let partly = core
+        .records
+        .values()
+        .filter(|r| r.external().is_some() && r.clusters() * cluster_size > r.visible(cluster_size));
+    let partly = partly.filter(hidden).count();
+    if partly > 0 {
+        work.push(format!("{partly} lvols, of whose external parents only a part shows, to be hydrated"));
     }
     let merging = core.records.values().filter(|r| r.hidden && r.children.len() < 2).count();
     if merging > 0 {

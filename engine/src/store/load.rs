@@ -353,6 +353,7 @@ impl Loader<'_> {
             links: BTreeMap::new(),
             hydration: Default::default(),
             given_up: BTreeMap::new(),
+            parents_unknown: self.extents_hidden || !self.pages.unreadable.is_empty(),
             geo: self.geo,
         };
         core.index_names();
@@ -447,7 +448,7 @@ impl Loader<'_> {
         let mut record = Record::new(hot, meta, chain.pages);
         let attr = |name: &str| record.meta.xattr(false, name.as_bytes()).is_some();
         record.hidden = attr(ATTR_HIDDEN);
-        record.promised = record.meta.hydration().map_or(0, |(left, _)| left);
+        record.promised = record.promise();
         record.thick = attr(ATTR_THICK) || (!record.meta.flags.is_thin() && !record.is_snapshot());
         record.damaged = damaged;
         self.records.insert(lid, record);

@@ -277,7 +277,7 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let (store, lvol) = self.lvol(&request.lvol).await?;
         let pin = request.pin.ok_or_else(|| Status::invalid_argument("say which lvstore reads it"))?;
-        let pin = coppice_engine::Pin { lvstore: uuid_of(&pin.lvstore)?, reader: pin.reader };
+        let pin = coppice_engine::Pin { lvstore: uuid_of(&pin.lvstore)?, reader: pin.reader.to_lowercase() };
         answer(store.pin(lvol.uuid, pin).await)
     }
 

@@ -1,6 +1,6 @@
 //! Pins between lvstores of one process: made along the way when a clone is, and taken away when it is independent.
 
-use coppice_engine::{CreateExternalClone, LvolInfo, Pin, Result, Store, Stores};
+use coppice_engine::{CreateExternalClone, Error, ErrorKind, LvolInfo, Pin, Result, Store, Stores};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -22,6 +22,13 @@ pub struct Near {
 impl Near {
     /// The snapshot is pinned first, if it is in a lvstore that is open here; of another process its owner does that.
     pub async fn clone_external(&self, stores: &Stores, store: &Store, how: CreateExternalClone) -> Result<LvolInfo> {
+        let (near, stores, store) = (self.clone(), stores.clone(), store.clone());
+        // Also if nobody waits for it any more: the engine goes on, and its clone must have its pin.
+        let made = tokio::spawn(async move { near.make(&stores, &store, how).await });
+        made.await.unwrap_or_else(|e| Err(Error::new(ErrorKind::Cancelled, e.to_string())))
+    }
+
+    async fn make(&self, stores: &Stores, store: &Store, how: CreateExternalClone) -> Result<LvolInfo> {
         let _one = self.making.lock().await;
         let parent = how.parent;
         for other in stores.all().iter().filter(|other| other.uuid() != store.uuid()) {
@@ -59,7 +66,9 @@ impl Near {
             let Ok(lvol) = store.lvol(snapshot).await else { continue };
             for pin in lvol.pins.iter().filter(|pin| pin.reader == HERE) {
                 let dependant = all.iter().find(|other| other.uuid() == pin.lvstore);
-                if dependant.is_none_or(|other| other.external_parents().contains(&snapshot)) {
+                let needs =
+                    |other: &Store| !other.knows_external_parents() || other.external_parents().contains(&snapshot);
+                if dependant.is_none_or(needs) {
                     continue;
                 }
                 match store.unpin(snapshot, pin.lvstore).await {
