@@ -393,7 +393,7 @@ fn what_is_refused() -> Result<()> {
         ("lvol read db --offset 9M", "beyond the end"),
         ("lvol read db --offset 8M --length 1", "beyond the end"),
         ("lvol export db", "coppice standalone"),
-        ("lvol clone-external x y", "later"),
+        ("lvol clone-external 11111111-1111-4111-8111-111111111111 y", "no open lvstore here has"),
         ("lvol ls nobody", "there is no lvstore"),
     ];
     for (line, words) in refusals {

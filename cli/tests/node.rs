@@ -131,7 +131,7 @@ async fn a_block_volume_is_its_device_and_grows_in_use() -> Result<()> {
     assert_eq!(stats(&mut c, &volume, &target).await?.total, 64 * MIB);
     assert_eq!(
         code(c.publish(&volume, &staging, &driver.path("pods/ro"), writer(), true).await),
-        Code::InvalidArgument
+        Code::AlreadyExists
     );
 
     let range = Some(CapacityRange { required_bytes: 128 * MIB, limit_bytes: 0 });

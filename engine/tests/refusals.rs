@@ -297,7 +297,7 @@ fn a_full_store_keeps_what_it_has() -> Result<()> {
         }
         at += 3 * c + 5000;
     };
-    refused("a write", full, NoSpace, "4 reserved for thick lvols")?;
+    refused("a write", full, NoSpace, "4 reserved for other data")?;
     b.compare_all()?;
     // Overwrites go on, reads too, and what was promised is there.
     b.write(lvol, 100, rng.bytes(1000))?;

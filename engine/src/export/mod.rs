@@ -11,7 +11,9 @@ use crate::error::Result;
 use crate::sys::buf::BufSlice;
 use std::future::Future;
 
-pub use fuse::{FuseExport, VolumeFactory, dead_devices, detach_dead, lost_its_mount, remove_dead_exports};
+pub use fuse::{
+    FuseExport, VolumeFactory, dead_devices, detach_dead, leaked_devices, lost_its_mount, remove_dead_exports,
+};
 pub use raw::RawVolume;
 
 /// A block device as one shard serves it. Offsets and lengths are bytes, multiples of `block_size`, inside `size`.

@@ -58,6 +58,13 @@ impl Node {
                 Some(_) => self.wounded().push(Wounded { record: record.clone(), users, failure: String::new() }),
             }
         }
+        // The volume may have been staged again, and these be what its users still have below: then they stay.
+        for path in coppice_engine::leaked_devices(self.exports_dir(), &recorded)? {
+            let number = device::number(&path).ok();
+            if mounts.iter().any(|mount| mount.is_of(&path, number)) {
+                keep.push(path);
+            }
+        }
         removed.extend(coppice_engine::remove_dead_exports(self.exports_dir(), &recorded, &keep)?);
         for record in self.records.all()? {
             // The next process will have to know, should this one be killed, too.

@@ -263,8 +263,13 @@ impl Left {
         bound_devices().into_iter().filter(|device| self.is_dead(device, recorded)).collect()
     }
 
-    fn is_known(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
-        self.marked.contains(&device.number) || recorded.contains(&device.path())
+    /// Those that only their mark tells of.
+    fn leaked(&self, recorded: &[PathBuf]) -> Vec<LoopDevice> {
+        let marked = bound_devices().into_iter().filter(|device| self.marked.contains(&device.number));
+        let leaked = |device: &LoopDevice| {
+            lost_its_mount(&device.backing) && !self.is_dead(device, recorded) && device.is_left_of(&self.dir, true)
+        };
+        marked.filter(leaked).collect()
     }
 
     /// A device shows its file by a path. Where the process had its own mount namespace (a container), that went with it,
@@ -273,7 +278,7 @@ impl Left {
     fn is_dead(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
         let within = |mount: &mount::Seen| device.backing == mount.dir.join(proto::FILE_NAME);
         self.dead.iter().any(within)
-            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, self.is_known(device, recorded))
+            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, recorded.contains(&device.path()))
     }
 }
 
@@ -283,6 +288,13 @@ impl Left {
 pub fn dead_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let left = Left::below(dir)?;
     Ok(left.iter().flat_map(|left| left.devices(recorded)).map(|device| device.path()).collect())
+}
+
+/// As [`dead_devices`], those of which nobody recorded that they were a process's: it was killed right after binding them,
+/// or the volume has another device by now and this one has users still.
+pub fn leaked_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let left = Left::below(dir)?;
+    Ok(left.iter().flat_map(|left| left.leaked(recorded)).map(|device| device.path()).collect())
 }
 
 /// Detaches a device that was kept, if it is still one that a dead process left. Otherwise as [`dead_devices`].
@@ -305,7 +317,7 @@ pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf], keep: &[PathBuf]) -
     let Some(left) = Left::below(dir)? else { return Ok(done) };
     let mut failure: Option<Error> = None;
     // First the devices: once the mount is gone, a device no longer shows where its file was.
-    for device in left.devices(recorded) {
+    for device in left.devices(recorded).into_iter().chain(left.leaked(recorded)) {
         let (path, file) = (device.path(), device.backing.clone());
         if keep.contains(&path) {
             continue;
