@@ -34,8 +34,9 @@ need_root
 need_cluster
 logs=$TARGET_DIR/test-logs/e2e
 mkdir -p "$logs"
-export TIMES=$logs/times
+export TIMES=$logs/times COUNTS=$logs/counts
 : >"$TIMES"
+: >"$COUNTS"
 
 run_one() { # NAME: false if anything is wrong
     local name=$1 status=0
@@ -107,5 +108,6 @@ sort --field-separator $'\t' --key 1,1 --key 2,2n "$TIMES" | awk -F '\t' '
     $1 != what { flush(); what = $1; n = 0 }
     { v[++n] = $2 }
     END { flush() }'
+cat "$COUNTS"
 say "$passed passed, ${#failed[@]} failed"
 ((${#failed[@]} == 0)) || die "failed: ${failed[*]}"

@@ -71,15 +71,24 @@ END
     holds b /data/file 16 "$sum"
 }
 
+# Requests that the API server has answered so far, watches included: all, and those for objects of ours.
+api_calls() {
+    kubectl get --raw /metrics | awk '/^apiserver_request_total\{/ { all += $NF; if (/group="coppice.io"/) ours += $NF } END { print all + 0, ours + 0 }'
+}
+
 scenario many "200 claims at once, thick: all bound, and no node has more than it can hold"
 scenario_many() {
-    local n most claims=()
+    local n most claims=() before after
+    read -ra before < <(api_calls)
     for n in {1..200}; do
         pvc "a$n" 56Mi class=thick-ext4-now
     done | apply
     for n in {1..200}; do claims+=("a$n"); done
     patience 300
     measure "200 PVCs Bound" bound "${claims[@]}"
+    read -ra after < <(api_calls)
+    awk -v all=$((after[0] - before[0])) -v ours=$((after[1] - before[1])) \
+        'BEGIN { printf "API requests for each of 200 PVCs: %.1f, of everybody; for Lvols and Lvstores %.1f\n", all / 200, ours / 200 }' >>"$COUNTS"
     most=$(kubectl get pv --output json | jq --raw-output '.items[].spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].values[0]' |
         sort | uniq -c | sort -nr | awk 'NR == 1 { print $1 }')
     ((most <= 4096 / 56)) || die "$most volumes of 56 MiB on one node of 4 GiB"
