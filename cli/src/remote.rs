@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::net::{TcpListener, UnixListener, lookup_host};
+use tokio::net::{TcpListener, lookup_host};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -148,7 +148,6 @@ impl Remote {
         let exports = Arc::new(Exports::new(stores.clone()));
         let socket = run_dir.join(SOCKET);
         let local = coppice_proto::unix::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-        let local: UnixListener = local;
         let here = Server::start(Listener::Unix(local), exports.clone(), Limits::default())?;
         let others = match (self.listener, self.certificates) {
             (Some(listener), Some(certificates)) => {

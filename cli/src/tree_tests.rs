@@ -29,8 +29,7 @@ fn lvol(n: u128, name: &str, kind: LvolKind, parent: u128, size_mib: u64, own: u
         reason: None,
         exports: Vec::new(),
         attributes: BTreeMap::new(),
-        pins: Vec::new(),
-        hydration: None,
+        ..LvolInfo::default()
     }
 }
 

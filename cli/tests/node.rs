@@ -129,10 +129,7 @@ async fn a_block_volume_is_its_device_and_grows_in_use() -> Result<()> {
     device.write_all(&[7; 4096])?;
     device.sync_all()?;
     assert_eq!(stats(&mut c, &volume, &target).await?.total, 64 * MIB);
-    assert_eq!(
-        code(c.publish(&volume, &staging, &driver.path("pods/ro"), writer(), true).await),
-        Code::AlreadyExists
-    );
+    assert_eq!(code(c.publish(&volume, &staging, &driver.path("pods/ro"), writer(), true).await), Code::AlreadyExists);
 
     let range = Some(CapacityRange { required_bytes: 128 * MIB, limit_bytes: 0 });
     let request = ControllerExpandVolumeRequest {

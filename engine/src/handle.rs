@@ -344,7 +344,7 @@ impl Store {
     pub async fn read(&self, lvol: Uuid, offset: u64, length: usize) -> Result<Vec<u8>> {
         self.at_home(move |lv, shard| async move {
             let io = LvolIo::open(&shard, &lv, lvol)?;
-            let end = inside(&io, offset, length as u64)?;
+            let end = io.inside(offset, length as u64)?;
             let mut out = Vec::with_capacity(length);
             let block = u64::from(io.block_size());
             let mut at = offset;
@@ -366,7 +366,7 @@ impl Store {
     pub async fn write(&self, lvol: Uuid, offset: u64, data: Vec<u8>) -> Result<()> {
         self.at_home(move |lv, shard| async move {
             let io = LvolIo::open(&shard, &lv, lvol)?;
-            let end = inside(&io, offset, data.len() as u64)?;
+            let end = io.inside(offset, data.len() as u64)?;
             let block = u64::from(io.block_size());
             let mut at = offset;
             while at < end {
@@ -478,17 +478,6 @@ impl Reader {
         let work =
             move |lv: Arc<Lvstore>, shard| async move { lv.snapshot_delta(&shard, snapshot, other, off, len).await };
         self.store.at_home(work).await
-    }
-}
-
-/// The end of a range, if the range lies inside the lvol.
-fn inside(io: &LvolIo, offset: u64, length: u64) -> Result<u64> {
-    match offset.checked_add(length).filter(|end| *end <= io.size()) {
-        Some(end) => Ok(end),
-        None => Err(Error::new(
-            ErrorKind::OutOfRange,
-            format!("{length} bytes at {offset} reach beyond the end of the lvol ({} bytes)", io.size()),
-        )),
     }
 }
 

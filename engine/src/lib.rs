@@ -30,7 +30,7 @@ pub mod sys;
 
 pub use api::*;
 pub use error::{Error, ErrorKind, Result};
-pub use export::{dead_devices, detach_dead, leaked_devices, lost_its_mount, remove_dead_exports};
+pub use export::{Left, detach_dead, lost_its_mount, remove_dead_exports};
 pub use handle::{Engine, Export, Reader, Store};
 #[cfg(feature = "sim")]
 #[doc(hidden)]

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use coppice_engine::device::Device;
 use coppice_engine::external::{Access, Answer, External, Resolver, Stretch};
 use coppice_engine::shard::Shard;
-use coppice_engine::sim::model::{BLOCK, Fate, Volume, sector, settle, tag};
+use coppice_engine::sim::model::{BLOCK, Fate, Volume, sector, tag};
 use coppice_engine::sim::rng::Rng;
 use coppice_engine::sim::world::World;
 use coppice_engine::store::Lvstore;
-use coppice_engine::{CreateExternalClone, CreateStore, Error, ErrorKind, LvolState, OpenStore};
-use sim::{SHARDS, SIZE_MAX, SharedModel, compare_all, program::Job, sound};
+use coppice_engine::{CreateExternalClone, CreateStore, Error, ErrorKind, OpenStore};
+use sim::{SHARDS, SIZE_MAX, SharedModel, judge, program::Job};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -193,22 +193,10 @@ fn open(world: &mut World, device: &Device, model: &SharedModel, there: &Shared)
         let external = Access { resolver: Some(Arc::new(Ways(there.clone()))), ..Access::default() };
         let how = OpenStore { external, ..OpenStore::default() };
         let store = Lvstore::open(&shard, handles, device, how, 64 << 10).await.map_err(|e| format!("open: {e:?}"))?;
-        let mut listed = BTreeMap::new();
-        for lvol in store.lvols() {
-            match lvol.state {
-                LvolState::Hidden => {}
-                LvolState::Damaged => return Err(format!("damaged: {lvol:?}")),
-                _ => {
-                    listed.insert(lvol.uuid, lvol.size);
-                }
-            }
-        }
-        settle(&mut model.borrow_mut(), &listed)?;
         if let Some(lost) = store.external_parents().iter().find(|uuid| lock(&there).pinned.get(uuid) != Some(&true)) {
             return Err(format!("{lost} is needed again, and was freed"));
         }
-        sound(&shard, &store).await?;
-        compare_all(&shard, &store, &model, true).await?;
+        judge(&shard, &store, &model).await?;
         Ok(store)
     })
 }

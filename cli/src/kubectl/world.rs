@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// What the cluster has.
@@ -233,23 +233,10 @@ pub fn drawn(lvol: &Lvol, cluster_size: u64) -> LvolInfo {
 pub fn nameless(uuid: Uuid, kind: LvolKind, size: u64, cluster_size: u64) -> LvolInfo {
     LvolInfo {
         uuid,
-        name: String::new(),
-        alias: String::new(),
-        lvstore: String::new(),
         size,
-        block_size: 0,
-        num_blocks: 0,
         cluster_size: u32::try_from(cluster_size).unwrap_or(u32::MAX),
         thin: true,
         kind,
-        parent: None,
-        children: Vec::new(),
-        allocated_clusters: 0,
-        state: LvolState::Ok,
-        reason: None,
-        exports: Vec::new(),
-        attributes: BTreeMap::new(),
-        pins: Vec::new(),
-        hydration: None,
+        ..LvolInfo::default()
     }
 }

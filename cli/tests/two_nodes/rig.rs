@@ -61,6 +61,11 @@ impl Node {
     }
 
     pub fn start(&mut self) -> Result<()> {
+        self.start_with(&["lvstore", "show"])
+    }
+
+    /// It runs once this can be answered.
+    pub fn start_with(&mut self, question: &[&str]) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
         let mut command = Command::new(COPPICE);
         command.arg("standalone").arg("--lvstore").arg(self.store()).arg("--node-id").arg(self.name);
@@ -72,7 +77,7 @@ impl Node {
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn()?);
         let began = Instant::now();
-        while self.coppice(&["lvstore", "show"]).is_err() {
+        while self.coppice(question).is_err() {
             ensure!(began.elapsed() < Duration::from_secs(30), "{} does not serve:\n{}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -89,9 +89,6 @@ pub fn lvol_info(object: &Lvol) -> LvolInfo {
         name,
         lvstore: pool_key(spec.lvstore_uuid),
         size,
-        block_size: 0,
-        num_blocks: 0,
-        cluster_size: 0,
         thin: spec.provisioning == Provisioning::Thin,
         kind: match (spec.kind, spec.source_uuid) {
             (Kind::Snapshot, _) => LvolKind::Snapshot,
@@ -99,14 +96,11 @@ pub fn lvol_info(object: &Lvol) -> LvolInfo {
             (Kind::Volume, None) => LvolKind::Lvol,
         },
         parent: status.and_then(|status| status.parent),
-        children: vec![],
-        allocated_clusters: 0,
         state,
         reason: lost,
-        pins: Vec::new(),
-        hydration: None,
         exports: judge::exports(object),
         attributes: attributes_of(object),
+        ..LvolInfo::default()
     }
 }
 

@@ -216,6 +216,11 @@ impl LoopDevice {
         backing_file(self.number).is_some_and(|file| file == self.backing)
     }
 
+    /// Is the device bound to nothing?
+    pub fn is_free(&self) -> bool {
+        backing_file(self.number).is_none()
+    }
+
     fn open(&self, flags: OFlags) -> Result<OwnedFd> {
         let numbers = read_sysfs(self.number, "dev").and_then(|s| {
             let (major, minor) = s.split_once(':')?;

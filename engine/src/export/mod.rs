@@ -11,9 +11,7 @@ use crate::error::Result;
 use crate::sys::buf::BufSlice;
 use std::future::Future;
 
-pub use fuse::{
-    FuseExport, VolumeFactory, dead_devices, detach_dead, leaked_devices, lost_its_mount, remove_dead_exports,
-};
+pub use fuse::{FuseExport, Left, VolumeFactory, detach_dead, lost_its_mount, remove_dead_exports};
 pub use raw::RawVolume;
 
 /// A block device as one shard serves it. Offsets and lengths are bytes, multiples of `block_size`, inside `size`.

@@ -39,6 +39,22 @@ pub struct Stretch {
     pub hole: bool,
 }
 
+/// Stretches that follow one another, those of one kind together.
+#[derive(Default)]
+pub(crate) struct Stretches {
+    pub all: Vec<Stretch>,
+}
+
+impl Stretches {
+    pub fn add(&mut self, len: u64, hole: bool) {
+        match self.all.last_mut() {
+            Some(last) if last.hole == hole => last.len += len,
+            _ if len > 0 => self.all.push(Stretch { len, hole }),
+            _ => {}
+        }
+    }
+}
+
 /// An immutable device outside of the store. Calls wait for it as long as it is away, up to `patience`, and then answer
 /// [`crate::ErrorKind::Away`]. What it cannot read is an error, never zeroes.
 pub trait External: Send + Sync {
@@ -189,7 +205,7 @@ impl Link {
     /// Stretches for the whole range.
     pub async fn status(&self, off: u64, len: u64) -> Result<Vec<Stretch>> {
         let external = self.find()?;
-        let mut all: Vec<Stretch> = Vec::new();
+        let mut found = Stretches::default();
         let mut at = 0;
         while at < len {
             let some = external.status(off + at, len - at, self.access.patience).await?;
@@ -197,17 +213,13 @@ impl Link {
             for stretch in some {
                 let n = stretch.len.min(len - at);
                 at += n;
-                match all.last_mut() {
-                    Some(last) if last.hole == stretch.hole => last.len += n,
-                    _ if n > 0 => all.push(Stretch { len: n, hole: stretch.hole }),
-                    _ => {}
-                }
+                found.add(n, stretch.hole);
             }
             if at == before {
                 return Err(err!(Io, "the external parent {} does not say what it has at {}", self.name, off + at));
             }
         }
-        Ok(all)
+        Ok(found.all)
     }
 }
 

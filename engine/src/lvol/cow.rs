@@ -470,8 +470,8 @@ impl Core {
         if let Err(e) = self.set_entry(lid, claim.logical, entry) {
             return Step::Fail(e);
         }
-        if claim.seen.entry.is_external() && self.show_to_descendants(lid, claim.logical, entry).is_err() {
-            return Step::Stale;
+        if claim.seen.entry.is_external() {
+            self.show_to_descendants(lid, claim.logical, entry);
         }
         if let Some(r) = self.records.get_mut(&lid) {
             // Claimed before, owned now: the reservation does not change.

@@ -1,16 +1,14 @@
 //! Clones of snapshots outside of the store, and what is read from those.
 
 use super::io::Handle;
-use super::tree::new_meta;
+use super::tree::NewLvol;
 use crate::api::{CreateExternalClone, LvolInfo};
-use crate::error::{ErrorKind, Result, err};
+use crate::error::{Result, err};
 use crate::external::Link;
-use crate::format::{MAX_CLUSTERS_PER_BLOB, layout};
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
 use crate::store::core::{Core, Lid};
-use crate::store::map::LEAF_CLUSTERS;
 use crate::sys::buf::BufSlice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,25 +113,21 @@ impl Lvstore {
         self.activate(shard).await?;
         let change = |core: &mut Core| {
             check(core)?;
-            let clusters = core.clusters_for(size)?;
-            if clusters == 0 || clusters > MAX_CLUSTERS_PER_BLOB {
-                return Err(err!(Invalid, "lvol {}: {size} bytes are no possible size", how.name));
-            }
-            core.check_tables(clusters)?;
-            core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
-            let mut meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
-            meta.set_external_parent(&identity, parent_size, Some(parent_size));
-            if how.hydrate {
-                meta.set_hydration(data, data);
-            }
-            let pages = layout::layout(&meta)?.pages;
-            let (eps, promise) = match how.thick {
-                true => (clusters.div_ceil(LEAF_CLUSTERS) as usize, clusters),
-                false => (0, data),
+            let new = NewLvol {
+                name: &how.name,
+                uuid,
+                clusters: core.clusters_for(size)?,
+                thick: how.thick,
+                attributes: &how.attributes,
+                parent: None,
+                promise: data,
             };
-            core.check_pages(pages + eps)?;
-            core.check_reservation(promise, &format!("clone {} of {}", how.name, how.parent))?;
-            let lid = core.insert(uuid, meta, how.thick, None)?;
+            let lid = core.add_lvol(new, &format!("the clone of {}", how.parent), |meta| {
+                meta.set_external_parent(&identity, parent_size, Some(parent_size));
+                if how.hydrate {
+                    meta.set_hydration(data, data);
+                }
+            })?;
             Ok((lid, core.open_batch))
         };
         let (lid, batch) = self.change(8, change).await?;
@@ -167,9 +161,7 @@ impl Lvstore {
     pub fn external_parents(&self) -> Vec<Uuid> {
         lock(&self.core).external_parents()
     }
-}
 
-impl Lvstore {
     /// False: metadata does not check out or cannot be read, and may name external parents that nobody knows of.
     pub fn knows_external_parents(&self) -> bool {
         let core = lock(&self.core);
@@ -229,11 +221,6 @@ fn identity(uuid: Uuid) -> Vec<u8> {
 pub(crate) fn parent_uuid(identity: &[u8]) -> Option<Uuid> {
     let text = std::str::from_utf8(identity).ok()?;
     Uuid::try_parse(text.trim_end_matches('\0')).ok()
-}
-
-/// Whether the parent itself says so, not the way to it.
-pub(super) fn is_away(e: &crate::Error) -> bool {
-    e.kind() == ErrorKind::Away
 }
 
 #[cfg(test)]

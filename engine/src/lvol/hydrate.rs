@@ -14,7 +14,7 @@
 
 use super::Lvol;
 use super::cow::Why;
-use super::external::{SPAN, data_runs, is_away};
+use super::external::{SPAN, data_runs};
 use super::inflate::OnProgress;
 use super::io::{LvolIo, Seen, Source};
 use crate::api::{LvolInfo, Progress};
@@ -57,14 +57,14 @@ pub struct HydrationState {
     /// By lvol.
     running: BTreeMap<Lid, Running>,
     wait: WaitList,
-    /// Those that are at work, not at rest.
-    passes: Vec<Lid>,
     /// Before this moment of the shard's clock nothing more is copied: the rate limit.
     next_ns: u64,
 }
 
 #[derive(Default)]
 struct Running {
+    /// Not at rest between two passes.
+    at_work: bool,
     copied_bytes: u64,
     failure: Option<String>,
 }
@@ -76,7 +76,7 @@ impl HydrationState {
     }
 
     pub fn is_at_rest(&self) -> bool {
-        self.passes.is_empty()
+        self.running.values().all(|running| !running.at_work)
     }
 
     pub fn register(&mut self, cx: &Context<'_>) {
@@ -102,10 +102,11 @@ impl Core {
 
     /// False: the store is being closed.
     fn begin_pass(&mut self, lid: Lid) -> bool {
-        if !self.leaving {
-            self.hydration.passes.push(lid);
+        let may = !self.leaving;
+        if let Some(running) = self.hydration.running.get_mut(&lid) {
+            running.at_work = may;
         }
-        !self.leaving
+        may
     }
 
     fn ends(&self) -> bool {
@@ -151,7 +152,6 @@ impl Lvstore {
             let result = if lock(&self.core).begin_pass(lid) { self.hydrate_pass(&shard, lid).await } else { Ok(()) };
             {
                 let mut core = lock(&self.core);
-                core.hydration.passes.retain(|at_work| *at_work != lid);
                 if core.ends() || !core.wants_hydration(lid) {
                     core.hydration.running.remove(&lid);
                     core.hydration.wake();
@@ -165,7 +165,7 @@ impl Lvstore {
                     said.clone_from(&failure);
                 }
                 if let Some(running) = core.hydration.running.get_mut(&lid) {
-                    running.failure = failure;
+                    (running.at_work, running.failure) = (false, failure);
                 }
                 core.hydration.wake();
             }
@@ -451,9 +451,8 @@ impl Pass<'_> {
         match failure {
             None => Ok(()),
             Some(e) => {
-                if is_away(&e) {
-                    self.note().await?;
-                }
+                // It may take a while until it goes on; what fails with it is not the reason.
+                let _ = self.note().await;
                 Err(e)
             }
         }

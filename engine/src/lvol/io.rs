@@ -141,16 +141,19 @@ impl LvolIo {
         &self.0.lvol
     }
 
+    /// The end of a range, if it lies inside the lvol.
+    pub fn inside(&self, off: u64, len: u64) -> Result<u64> {
+        let size = self.size();
+        let end = off.checked_add(len).filter(|end| *end <= size);
+        end.ok_or_else(|| err!(OutOfRange, "{len} bytes at {off} reach beyond the end of the lvol ({size} bytes)"))
+    }
+
     fn check_range(&self, off: u64, len: u64) -> Result<()> {
         let block = u64::from(self.0.store.block_size());
         if !off.is_multiple_of(block) || !len.is_multiple_of(block) {
             return Err(err!(Invalid, "offset {off} and length {len} must be multiples of {block}"));
         }
-        let size = self.size();
-        if off.checked_add(len).is_none_or(|end| end > size) {
-            return Err(err!(OutOfRange, "{len} bytes at {off} reach beyond the end of the lvol ({size})"));
-        }
-        Ok(())
+        self.inside(off, len).map(|_| ())
     }
 
     async fn read_range(&self, off: u64, buf: &BufSlice) -> Result<()> {

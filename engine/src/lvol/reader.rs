@@ -3,7 +3,7 @@
 use super::io::{LvolIo, Plan, Seen};
 use crate::error::{Result, err};
 use crate::export::Volume;
-use crate::external::Stretch;
+use crate::external::{Stretch, Stretches};
 use crate::shard::Shard;
 use crate::shard::sync::lock;
 use crate::store::Lvstore;
@@ -55,7 +55,7 @@ impl Lvstore {
         len: usize,
     ) -> Result<Bytes> {
         let io = self.open_snapshot(shard, uuid)?;
-        let end = check_inside(&io, off, len as u64)?;
+        let end = io.inside(off, len as u64)?;
         if len > READ_MAX {
             return Err(err!(Invalid, "{len} bytes are too many for one read (at most {READ_MAX})"));
         }
@@ -76,7 +76,7 @@ impl Lvstore {
         len: u64,
     ) -> Result<Vec<Stretch>> {
         let io = self.open_snapshot(shard, uuid)?;
-        let end = check_inside(&io, off, len)?;
+        let end = io.inside(off, len)?;
         let size = self.cluster_size();
         let mut found = Stretches::default();
         let mut at = off;
@@ -122,7 +122,7 @@ impl Lvstore {
         len: u64,
     ) -> Result<Vec<Stretch>> {
         let (io, other) = (self.open_snapshot(shard, uuid)?, self.open_snapshot(shard, other)?);
-        let end = check_inside(&io, off, len)?;
+        let end = io.inside(off, len)?;
         let size = self.cluster_size();
         let mut found = Stretches::default();
         let mut at = off;
@@ -165,29 +165,5 @@ fn same_parent(a: &super::io::Handle, b: &super::io::Handle) -> bool {
     match (a.lvol.external.load_full(), b.lvol.external.load_full()) {
         (Some(x), Some(y)) => Arc::ptr_eq(&x, &y),
         _ => false,
-    }
-}
-
-#[derive(Default)]
-struct Stretches {
-    all: Vec<Stretch>,
-}
-
-impl Stretches {
-    fn add(&mut self, len: u64, hole: bool) {
-        match self.all.last_mut() {
-            Some(last) if last.hole == hole => last.len += len,
-            _ if len > 0 => self.all.push(Stretch { len, hole }),
-            _ => {}
-        }
-    }
-}
-
-fn check_inside(io: &LvolIo, off: u64, len: u64) -> Result<u64> {
-    match off.checked_add(len).filter(|end| *end <= io.size()) {
-        Some(end) => Ok(end),
-        None => {
-            Err(err!(OutOfRange, "{len} bytes at {off} reach beyond the end of the snapshot ({} bytes)", io.size()))
-        }
     }
 }

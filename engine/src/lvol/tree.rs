@@ -279,6 +279,36 @@ pub(super) fn new_meta(
     Ok(meta)
 }
 
+/// A lvol that is to be.
+pub(super) struct NewLvol<'a> {
+    pub name: &'a str,
+    pub uuid: Uuid,
+    pub clusters: u64,
+    pub thick: bool,
+    pub attributes: &'a BTreeMap<String, String>,
+    pub parent: Option<Lid>,
+    /// Clusters to be set aside, if it is not thick.
+    pub promise: u64,
+}
+
+impl Core {
+    /// Adds a lvol, whose name and UUID are free, to the open batch, if everything that it takes is there. `what` it is, for
+    /// refusals; `complete` says in its metadata where it comes from.
+    pub(super) fn add_lvol(&mut self, new: NewLvol, what: &str, complete: impl FnOnce(&mut BlobMeta)) -> Result<Lid> {
+        let extents = new.clusters.div_ceil(LEAF_CLUSTERS) as usize;
+        // Before anything is built: the table of a huge lvol must fit.
+        self.check_tables(new.clusters)?;
+        self.check_pages(extents / 500)?;
+        let mut meta = new_meta(new.clusters, new.name, new.uuid, new.thick, new.attributes)?;
+        complete(&mut meta);
+        let pages = layout::layout(&meta)?.pages;
+        self.check_pages(pages + if new.thick { extents } else { 0 })?;
+        let reserve = if new.thick { new.clusters } else { new.promise };
+        self.check_reservation(reserve, &format!("{what} {}", new.name))?;
+        self.insert(new.uuid, meta, new.thick, new.parent)
+    }
+}
+
 impl Lvstore {
     pub async fn create_lvol(self: &Arc<Self>, shard: &Shard, how: CreateLvol) -> Result<LvolInfo> {
         self.activate(shard).await?;
@@ -290,17 +320,16 @@ impl Lvstore {
             if how.size == 0 {
                 return Err(err!(Invalid, "lvol {}: the size must not be 0", how.name));
             }
-            // Before anything is built: the table of a huge lvol must fit.
-            core.check_tables(clusters)?;
-            core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
-            let meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
-            let pages = layout::layout(&meta)?.pages;
-            let eps = if how.thick { clusters.div_ceil(LEAF_CLUSTERS) as usize } else { 0 };
-            core.check_pages(pages + eps)?;
-            if how.thick {
-                core.check_reservation(clusters, &format!("thick lvol {}", how.name))?;
-            }
-            let lid = core.insert(uuid, meta, how.thick, None)?;
+            let new = NewLvol {
+                name: &how.name,
+                uuid,
+                clusters,
+                thick: how.thick,
+                attributes: &how.attributes,
+                parent: None,
+                promise: 0,
+            };
+            let lid = core.add_lvol(new, "thick lvol", |_| {})?;
             Ok((lid, core.open_batch))
         };
         let (lid, batch) = self.change(8, change).await?;
@@ -338,17 +367,17 @@ impl Lvstore {
                     own_clusters * u64::from(core.geo.cluster_size)
                 ));
             }
-            core.check_tables(clusters)?;
-            core.check_pages((clusters.div_ceil(LEAF_CLUSTERS) / 500) as usize)?;
-            let mut meta = new_meta(clusters, &how.name, uuid, how.thick, &how.attributes)?;
-            meta.set_snapshot_parent(Some(core.blob_id_of(parent)?));
-            let pages = layout::layout(&meta)?.pages;
-            let eps = if how.thick { clusters.div_ceil(LEAF_CLUSTERS) as usize } else { 0 };
-            core.check_pages(pages + eps)?;
-            if how.thick {
-                core.check_reservation(clusters, &format!("thick clone {}", how.name))?;
-            }
-            let lid = core.insert(uuid, meta, how.thick, Some(parent))?;
+            let id = core.blob_id_of(parent)?;
+            let new = NewLvol {
+                name: &how.name,
+                uuid,
+                clusters,
+                thick: how.thick,
+                attributes: &how.attributes,
+                parent: Some(parent),
+                promise: 0,
+            };
+            let lid = core.add_lvol(new, "thick clone", |meta| meta.set_snapshot_parent(Some(id)))?;
             Ok((lid, core.open_batch))
         };
         let (lid, batch) = self.change(8, change).await?;

@@ -533,9 +533,9 @@ impl Core {
 
     /// A cluster of an external parent has a place in the store now, as an own cluster of `lid`: descendants that read it
     /// from the parent read it there.
-    pub fn show_to_descendants(&mut self, lid: Lid, logical: u64, entry: Entry) -> Result<()> {
+    pub fn show_to_descendants(&mut self, lid: Lid, logical: u64, entry: Entry) {
         let (slot, n) = ((logical / LEAF_CLUSTERS) as usize, (logical % LEAF_CLUSTERS) as usize);
-        let mut todo: Vec<Lid> = self.record(lid)?.children.iter().copied().collect();
+        let mut todo: Vec<Lid> = self.records.get(&lid).iter().flat_map(|r| &r.children).copied().collect();
         while let Some(lid) = todo.pop() {
             let Some(r) = self.records.get(&lid) else { continue };
             todo.extend(&r.children);
@@ -545,7 +545,6 @@ impl Core {
                 leaf.set(n, entry.inherited());
             }
         }
-        Ok(())
     }
 
     // ---- marking ----

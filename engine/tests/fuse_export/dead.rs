@@ -3,10 +3,10 @@
 use crate::rig::*;
 use anyhow::{Result, bail, ensure};
 use coppice_engine::device::{Device, OpenMode};
-use coppice_engine::export::{FuseExport, RawVolume, VolumeFactory, dead_devices, detach_dead, remove_dead_exports};
+use coppice_engine::export::{FuseExport, Left, RawVolume, VolumeFactory, detach_dead, remove_dead_exports};
 use coppice_engine::shard::ShardThreads;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,10 @@ fn child_serves_until_killed() -> Result<()> {
     std::thread::sleep(Duration::from_secs(60));
     wait(export.stop())?;
     bail!("was not killed");
+}
+
+fn dead_devices(exports: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    Ok(Left::below(exports, recorded)?.map(|left| left.dead_devices()).unwrap_or_default())
 }
 
 /// Kills the child and cleans up after it, whatever happens.

@@ -188,21 +188,26 @@ fn reopen(world: &mut World, device: &Device, model: &SharedModel) -> Result<Arc
         let store = Lvstore::open(&shard, handles, device, OpenStore::default(), 64 << 10)
             .await
             .map_err(|e| format!("open: {e:?}"))?;
-        let mut listed = BTreeMap::new();
-        for lvol in store.lvols() {
-            match lvol.state {
-                LvolState::Hidden => {}
-                LvolState::Damaged => return Err(format!("damaged: {lvol:?}")),
-                _ => {
-                    listed.insert(lvol.uuid, lvol.size);
-                }
-            }
-        }
-        settle(&mut m.borrow_mut(), &listed)?;
-        sound(&shard, &store).await?;
-        compare_all(&shard, &store, &m, true).await?;
+        judge(&shard, &store, &m).await?;
         Ok(store)
     })
+}
+
+/// A store as a crash left it: what was under way is decided by what is there, and everything is compared.
+pub async fn judge(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel) -> Result<(), String> {
+    let mut listed = BTreeMap::new();
+    for lvol in store.lvols() {
+        match lvol.state {
+            LvolState::Hidden => {}
+            LvolState::Damaged => return Err(format!("damaged: {lvol:?}")),
+            _ => {
+                listed.insert(lvol.uuid, lvol.size);
+            }
+        }
+    }
+    settle(&mut model.borrow_mut(), &listed)?;
+    sound(shard, store).await?;
+    compare_all(shard, store, model, true).await
 }
 
 /// The store's own verification, and its accounting.

@@ -48,15 +48,7 @@ pub(super) fn lvol(size: u64) -> LvolInfo {
         cluster_size: 1 << 20,
         thin: true,
         kind: LvolKind::Lvol,
-        parent: None,
-        children: Vec::new(),
-        allocated_clusters: 0,
-        state: LvolState::Ok,
-        reason: None,
-        exports: Vec::new(),
-        attributes: Default::default(),
-        pins: Vec::new(),
-        hydration: None,
+        ..LvolInfo::default()
     }
 }
 

@@ -7,7 +7,7 @@ use coppice_nbd::client::{self, Config, ExtentKind, Remote, State};
 use coppice_nbd::tls::Certificates;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use uuid::Uuid;
@@ -26,8 +26,6 @@ pub struct Parents {
     files: BTreeMap<Uuid, PathBuf>,
     remote: Option<(Whereabouts, Certificates)>,
     runtime: Handle,
-    /// Devices on other nodes that are in use, for metrics.
-    open: Mutex<BTreeMap<Uuid, Weak<Parent>>>,
 }
 
 impl Parents {
@@ -39,14 +37,7 @@ impl Parents {
         remote: Option<(Whereabouts, Certificates)>,
         runtime: Handle,
     ) -> Parents {
-        Parents { stores, shard, files, remote, runtime, open: Mutex::default() }
-    }
-
-    /// State and totals of each parent on another node that is in use.
-    pub fn remotes(&self) -> Vec<(Uuid, State, client::Counters)> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = open.iter().filter_map(|(uuid, parent)| Some((*uuid, parent.upgrade()?)));
-        alive.filter_map(|(uuid, parent)| parent.remote.as_ref().map(|r| (uuid, r.state(), r.counters()))).collect()
+        Parents { stores, shard, files, remote, runtime }
     }
 }
 
@@ -65,10 +56,6 @@ impl Resolver for Parents {
             file: self.files.get(&parent).map(|path| FileParent::new(path)),
             remote,
         });
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, parent| parent.strong_count() > 0);
-        open.insert(parent, Arc::downgrade(&found));
-        drop(open);
         Some(Arc::new(Shared(found)))
     }
 }

@@ -9,7 +9,7 @@ use super::heal::Wounded;
 use crate::Result;
 use crate::host::mount::{self, IfBusy};
 use crate::host::{device, freeze, mountinfo};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 /// XFS tries to write its metadata for ever, and whoever freezes or unmounts it waits; on a dead device it may give up.
@@ -29,11 +29,11 @@ impl Node {
         let boot = device::boot_id()?;
         let records: Vec<_> = self.records.all()?.into_iter().filter(|record| record.boot_id == boot).collect();
         let recorded: Vec<_> = records.iter().map(|record| record.device.clone()).collect();
-        let dead = coppice_engine::dead_devices(self.exports_dir(), &recorded)?;
+        let left = coppice_engine::Left::below(self.exports_dir(), &recorded)?;
         let (mut used, mut keep) = (Vec::new(), Vec::new());
         let mut mounts = mountinfo::read()?;
         mounts.reverse();
-        for path in &dead {
+        for path in &left.iter().flat_map(coppice_engine::Left::dead_devices).collect::<Vec<_>>() {
             warn!(device = %path.display(), "a predecessor's device is dead");
             let number = device::number(path).ok();
             grow_tired(path);
@@ -59,13 +59,14 @@ impl Node {
             }
         }
         // The volume may have been staged again, and these be what its users still have below: then they stay.
-        for path in coppice_engine::leaked_devices(self.exports_dir(), &recorded)? {
-            let number = device::number(&path).ok();
-            if mounts.iter().any(|mount| mount.is_of(&path, number)) {
-                keep.push(path);
-            }
+        if let Some(left) = left {
+            let in_use = |path: &PathBuf| {
+                let number = device::number(path).ok();
+                mounts.iter().any(|mount| mount.is_of(path, number))
+            };
+            keep.extend(left.leaked_devices().into_iter().filter(in_use));
+            removed.extend(left.remove(&keep)?);
         }
-        removed.extend(coppice_engine::remove_dead_exports(self.exports_dir(), &recorded, &keep)?);
         for record in self.records.all()? {
             // The next process will have to know, should this one be killed, too.
             if !used.contains(&record.uuid) {

@@ -2,16 +2,27 @@
 //!
 //! Of a killed process's device the kernel tells little once its mount is gone with a mount namespace. The mark is made
 //! before the device is bound, so there is no moment in which a device is left that nobody knows. A mark alone says nothing:
-//! the device may be free again, or somebody else's.
+//! the device may be free again, or somebody else's. One that goes with its last user needs no mark.
 
 use crate::error::{Error, Result};
-use crate::export::loopdev::LoopDevice;
+use crate::export::loopdev::{LoopDevice, bound_devices};
+use crate::shard::sync::lock;
 use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 const PREFIX: &str = ".loop";
+
+/// See [`changing`].
+static CHANGING: Mutex<()> = Mutex::new(());
+
+/// Held from marking a device to binding it, and from letting it go to clearing its mark: a number that is free is another
+/// export's at once, and so is its mark.
+pub fn changing() -> MutexGuard<'static, ()> {
+    lock(&CHANGING)
+}
 
 fn mark_of(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{PREFIX}{number}"))
@@ -42,6 +53,16 @@ pub fn all(dir: &Path) -> Vec<u32> {
 }
 
 /// Clears the marks of devices that are bound to nothing.
-pub fn tidy(dir: &Path, bound: &[LoopDevice]) {
+pub fn tidy(dir: &Path) {
+    let _changing = changing();
+    let bound = bound_devices();
     all(dir).into_iter().filter(|n| bound.iter().all(|device| device.number != *n)).for_each(|n| clear(dir, n));
+}
+
+/// Clears the mark of a device that was let go, unless it is bound again.
+pub fn clear_free(dir: &Path, device: &LoopDevice) {
+    let _changing = changing();
+    if device.is_free() {
+        clear(dir, device.number);
+    }
 }

@@ -118,7 +118,7 @@ impl FuseExport {
             self.0.device.detach()?;
             state.attached = false;
             if let Some(dir) = state.mounted.as_ref().and_then(|dir| dir.parent()) {
-                marks::clear(dir, self.0.device.number);
+                marks::clear_free(dir, &self.0.device);
             }
         }
         if let Some(dir) = &state.mounted {
@@ -214,7 +214,9 @@ fn start<V: Volume>(
     }
     let block_size = block_size.ok_or_else(|| err!(Invalid, "no shard to serve an export"))?;
     let file = mount.dir.join(proto::FILE_NAME);
+    let binding = marks::changing();
     let device = LoopDevice::attach(&file, block_size, read_only, |n| marks::set(dir, n), |n| marks::clear(dir, n))?;
+    drop(binding);
     let mounted = Some(mount.dir.clone());
     mount.keep();
     let state = State { attached: true, mounted, serving: std::mem::take(&mut serving.0) };
@@ -238,17 +240,20 @@ pub fn lost_its_mount(file: &Path) -> bool {
     file == Path::new("/").join(proto::FILE_NAME)
 }
 
-/// The mounts below a directory, by whether anybody serves them.
-struct Left {
+/// What processes left below a directory, by whether anybody serves it.
+pub struct Left {
     dir: PathBuf,
     dead: Vec<mount::Seen>,
     alive: Vec<mount::Seen>,
     marked: Vec<u32>,
+    recorded: Vec<PathBuf>,
 }
 
 impl Left {
-    /// Nothing if there is no such directory. Blocks for up to two seconds per export.
-    fn below(dir: &Path) -> Result<Option<Left>> {
+    /// Nothing if there is no such directory. `recorded` are devices that are known to have been a dead process's, for where
+    /// the kernel does not tell; others among them are left alone. Blocks for up to two seconds per export: never call it on
+    /// a shard's thread.
+    pub fn below(dir: &Path, recorded: &[PathBuf]) -> Result<Option<Left>> {
         let dir = match dir.canonicalize() {
             Ok(dir) => dir,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -256,18 +261,29 @@ impl Left {
         };
         let (dead, alive) = mount::mounts_below(&dir)?.into_iter().partition(mount::Seen::is_dead);
         let marked = marks::all(&dir);
-        Ok(Some(Left { dir, dead, alive, marked }))
+        Ok(Some(Left { dir, dead, alive, marked, recorded: recorded.to_vec() }))
     }
 
-    fn devices(&self, recorded: &[PathBuf]) -> Vec<LoopDevice> {
-        bound_devices().into_iter().filter(|device| self.is_dead(device, recorded)).collect()
+    /// The loop devices that dead processes left whose exports were there: all that they can do is to fail.
+    pub fn dead_devices(&self) -> Vec<PathBuf> {
+        self.dead().iter().map(LoopDevice::path).collect()
+    }
+
+    /// As `dead_devices`, those of which nobody recorded that they were a process's: it was killed right after binding them,
+    /// or the volume has another device by now and this one has users still.
+    pub fn leaked_devices(&self) -> Vec<PathBuf> {
+        self.leaked().iter().map(LoopDevice::path).collect()
+    }
+
+    fn dead(&self) -> Vec<LoopDevice> {
+        bound_devices().into_iter().filter(|device| self.is_dead(device)).collect()
     }
 
     /// Those that only their mark tells of.
-    fn leaked(&self, recorded: &[PathBuf]) -> Vec<LoopDevice> {
+    fn leaked(&self) -> Vec<LoopDevice> {
         let marked = bound_devices().into_iter().filter(|device| self.marked.contains(&device.number));
         let leaked = |device: &LoopDevice| {
-            lost_its_mount(&device.backing) && !self.is_dead(device, recorded) && device.is_left_of(&self.dir, true)
+            lost_its_mount(&device.backing) && !self.is_dead(device) && device.is_left_of(&self.dir, true)
         };
         marked.filter(leaked).collect()
     }
@@ -275,83 +291,77 @@ impl Left {
     /// A device shows its file by a path. Where the process had its own mount namespace (a container), that went with it,
     /// and all that is left of the path is the file's name. A path below `dir` without a mount here is of another mount
     /// namespace, which lives.
-    fn is_dead(&self, device: &LoopDevice, recorded: &[PathBuf]) -> bool {
+    fn is_dead(&self, device: &LoopDevice) -> bool {
         let within = |mount: &mount::Seen| device.backing == mount.dir.join(proto::FILE_NAME);
         self.dead.iter().any(within)
-            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, recorded.contains(&device.path()))
+            || lost_its_mount(&device.backing) && device.is_left_of(&self.dir, self.recorded.contains(&device.path()))
+    }
+
+    /// Takes it away: loop devices (one that is mounted or open goes with its last user), FUSE mounts, directories. Exports
+    /// that somebody serves stay, of this process or another. Answers with what was done, in sentences. Devices to `keep`
+    /// stay bound, so that nobody else gets their number.
+    pub fn remove(self, keep: &[PathBuf]) -> Result<Vec<String>> {
+        let mut done = Vec::new();
+        let mut failure: Option<Error> = None;
+        // First the devices: once the mount is gone, a device no longer shows where its file was.
+        for device in self.dead().into_iter().chain(self.leaked()) {
+            let (path, file) = (device.path(), device.backing.clone());
+            if keep.contains(&path) {
+                continue;
+            }
+            match let_go(&self.dir, &device) {
+                Ok(Detached::Now) => done.push(format!("detached {} from {}", path.display(), file.display())),
+                Ok(Detached::WithLastUser) => {
+                    done.push(format!("{} will leave {} with its last user", path.display(), file.display()));
+                }
+                Err(e) => {
+                    failure.get_or_insert(e);
+                }
+            }
+        }
+        let Left { dir, dead, alive, .. } = self;
+        marks::tidy(&dir);
+        for mount in dead {
+            match mount::unmount(&mount.dir) {
+                Ok(()) => done.push(format!("unmounted {}", mount.dir.display())),
+                Err(e) => {
+                    failure.get_or_insert(e);
+                }
+            }
+        }
+        // A crash between making the directory and mounting it leaves it empty. Others' directories have other names.
+        for entry in fs::read_dir(&dir).map_err(|e| err!(Io, "{}: {e}", dir.display()))?.flatten() {
+            let ours = entry.file_name().to_str().is_some_and(|name| uuid::Uuid::try_parse(name).is_ok());
+            let path = entry.path();
+            if ours && !alive.iter().any(|mount| mount.dir == path) && fs::remove_dir(&path).is_ok() {
+                done.push(format!("removed {}", path.display()));
+            }
+        }
+        match failure {
+            None => Ok(done),
+            Some(e) => Err(if done.is_empty() { e } else { e.context(format!("after: {}", done.join("; "))) }),
+        }
     }
 }
 
-/// The loop devices that dead processes left whose exports were below `dir`: all that they can do is to fail. `recorded` are
-/// devices that are known to have been such a process's, for where the kernel does not tell; others among them are left
-/// alone. Blocks for up to two seconds per export: never call it on a shard's thread.
-pub fn dead_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let left = Left::below(dir)?;
-    Ok(left.iter().flat_map(|left| left.devices(recorded)).map(|device| device.path()).collect())
-}
-
-/// As [`dead_devices`], those of which nobody recorded that they were a process's: it was killed right after binding them,
-/// or the volume has another device by now and this one has users still.
-pub fn leaked_devices(dir: &Path, recorded: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let left = Left::below(dir)?;
-    Ok(left.iter().flat_map(|left| left.leaked(recorded)).map(|device| device.path()).collect())
-}
-
-/// Detaches a device that was kept, if it is still one that a dead process left. Otherwise as [`dead_devices`].
+/// Detaches a device that was kept, if it is still one that a dead process left. Blocks as [`Left::below`].
 pub fn detach_dead(dir: &Path, device: &Path) -> Result<()> {
-    let known = [device.to_path_buf()];
-    let left = Left::below(dir)?;
-    for dead in left.iter().flat_map(|left| left.devices(&known)).filter(|dead| dead.path() == device) {
-        dead.detach_lazily()?;
+    let left = Left::below(dir, &[device.to_path_buf()])?;
+    for dead in left.iter().flat_map(Left::dead).filter(|dead| dead.path() == device) {
+        let_go(dir, &dead)?;
     }
-    marks::tidy(dir, &bound_devices());
     Ok(())
 }
 
-/// Takes away what dead processes left below `dir`: their loop devices (one that is mounted or open goes with its last
-/// user), their FUSE mounts, their directories. Exports that somebody serves stay, of this process or another. Answers
-/// with what was done, in sentences. Devices to `keep` stay bound, so that nobody else gets their number. Otherwise as
-/// [`dead_devices`].
+/// At once, or with its last user.
+fn let_go(dir: &Path, device: &LoopDevice) -> Result<Detached> {
+    let _changing = marks::changing();
+    let detached = device.detach_lazily()?;
+    marks::clear(dir, device.number);
+    Ok(detached)
+}
+
+/// Takes away what dead processes left below `dir`: [`Left::remove`].
 pub fn remove_dead_exports(dir: &Path, recorded: &[PathBuf], keep: &[PathBuf]) -> Result<Vec<String>> {
-    let mut done = Vec::new();
-    let Some(left) = Left::below(dir)? else { return Ok(done) };
-    let mut failure: Option<Error> = None;
-    // First the devices: once the mount is gone, a device no longer shows where its file was.
-    for device in left.devices(recorded).into_iter().chain(left.leaked(recorded)) {
-        let (path, file) = (device.path(), device.backing.clone());
-        if keep.contains(&path) {
-            continue;
-        }
-        match device.detach_lazily() {
-            Ok(Detached::Now) => done.push(format!("detached {} from {}", path.display(), file.display())),
-            Ok(Detached::WithLastUser) => {
-                done.push(format!("{} will leave {} with its last user", path.display(), file.display()));
-            }
-            Err(e) => {
-                failure.get_or_insert(e);
-            }
-        }
-    }
-    let Left { dir, dead, alive, .. } = left;
-    marks::tidy(&dir, &bound_devices());
-    for mount in dead {
-        match mount::unmount(&mount.dir) {
-            Ok(()) => done.push(format!("unmounted {}", mount.dir.display())),
-            Err(e) => {
-                failure.get_or_insert(e);
-            }
-        }
-    }
-    // A crash between making the directory and mounting it leaves it empty. Others' directories have other names.
-    for entry in fs::read_dir(&dir).map_err(|e| err!(Io, "{}: {e}", dir.display()))?.flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|name| uuid::Uuid::try_parse(name).is_ok());
-        let path = entry.path();
-        if ours && !alive.iter().any(|mount| mount.dir == path) && fs::remove_dir(&path).is_ok() {
-            done.push(format!("removed {}", path.display()));
-        }
-    }
-    match failure {
-        None => Ok(done),
-        Some(e) => Err(if done.is_empty() { e } else { e.context(format!("after: {}", done.join("; "))) }),
-    }
+    Left::below(dir, recorded)?.map_or(Ok(Vec::new()), |left| left.remove(keep))
 }
