@@ -22,11 +22,14 @@ mod text;
 
 pub use conditions::{LvolCondition, LvolReason, LvstoreCondition, LvstoreReason, condition, is_true, set_condition};
 pub use crd::crds;
-pub use lvol::{Consistency, Hydration, Kind, Lvol, LvolExport, LvolSpec, LvolStatus, Provisioning, Reclaim};
-pub use lvstore::{Lvstore, LvstoreSpec, LvstoreStatus, Place, Space, Tombstone};
+pub use lvol::{
+    Consistency, Hydration, Kind, Lvol, LvolExport, LvolSpec, LvolStatus, Outside, Provisioning, Reclaim, Restore,
+};
+pub use lvstore::{EXTERNAL_PARENTS_MAX, ExternalParent, Lvstore, LvstoreSpec, LvstoreStatus, Place, Space, Tombstone};
 pub use names::{
-    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, EXPORT_SIGNER, FINALIZER, GROUP, LABEL_LVSTORE, NODE_NAME_MAX,
-    OBJECT_NAME_MAX, REQUEST_NAME_MAX, SELECT_NODE, SELECT_SOURCE_NODE, TOPOLOGY_NODE, VERSION, object_name,
+    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, EXPORT_AUTHORITY, EXPORT_BUNDLE, EXPORT_SIGNER, FINALIZER, GROUP,
+    LABEL_LVSTORE, NODE_NAME_MAX, OBJECT_NAME_MAX, REQUEST_NAME_MAX, SELECT_LVSTORE, SELECT_NODE, SELECT_SOURCE_NODE,
+    TOPOLOGY_NODE, VERSION, between_request, object_name,
 };
 pub(crate) use names::{ORPHAN_PREFIX, SNAPSHOT_PREFIX};
 pub use orphan::{ANNOTATION_MAX, ANNOTATIONS_MAX, KeptSnapshot, ORPHANS_MAX, Orphan, OrphanAnnotation};

@@ -1,7 +1,7 @@
 //! The kind `Lvol`. The doc comments are the texts of `kubectl explain`.
 
 use crate::size::ByteSize;
-use crate::text::{NodeName, PositiveSize, RequestName, UuidText};
+use crate::text::{Label, NodeName, ObjectName, PositiveSize, RequestName, UuidText};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -22,16 +22,19 @@ use uuid::Uuid;
     doc = "A lvol: a volume or a snapshot in a lvstore, made for a PersistentVolumeClaim or a VolumeSnapshot. The Coppice controller creates and deletes these objects; delete the claim or the snapshot instead. An object that is deleted by hand leaves its lvol on the drive, and `kubectl coppice adopt lvol` brings it back.",
     selectable = ".spec.node",
     selectable = ".spec.sourceNode",
+    selectable = ".spec.lvstoreUUID",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind", description = "Volume or Snapshot"),
     printcolumn(name = "Size", type_ = "string", json_path = ".spec.size", description = "Size that was asked for"),
     printcolumn(name = "Allocated", type_ = "string", json_path = ".status.allocated", description = "Space that it takes itself"),
     printcolumn(name = "Parent", type_ = "string", json_path = ".status.parent", description = "UUID of the snapshot that it reads from"),
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.node", description = "Node that has it"),
     printcolumn(name = "State", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#, description = "Reason of the condition Ready"),
+    printcolumn(name = "Left", type_ = "string", json_path = ".status.hydration.remaining", description = "What is still to be copied from another node"),
     printcolumn(name = "PVC", type_ = "string", json_path = r".metadata.annotations.coppice\.io/pvc", description = "Claim that it was made for"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "UUID", type_ = "string", json_path = ".spec.lvolUUID", priority = 1, description = "UUID of the lvol"),
     printcolumn(name = "Lvstore", type_ = "string", json_path = ".spec.lvstoreUUID", priority = 1, description = "UUID of the lvstore"),
+    printcolumn(name = "Source", type_ = "string", json_path = ".spec.sourceNode", priority = 1, description = "Node that had what it was made from"),
     validation = ("quantity(self.spec.size).compareTo(quantity(oldSelf.spec.size)) >= 0 || (has(self.status) && has(self.status.size) && quantity(self.spec.size).compareTo(quantity(self.status.size)) >= 0)", "a lvol only grows: size may be taken back no further than what the lvol has"),
     validation = ("!has(oldSelf.status) || !has(oldSelf.status.created) || (has(self.status) && has(self.status.created) && self.status.created == oldSelf.status.created)", "created is set once: a lvol is never created again")
 )]
@@ -40,6 +43,14 @@ use uuid::Uuid;
     validation = ("has(self.sourceUUID) == has(oldSelf.sourceUUID) && (!has(self.sourceUUID) || self.sourceUUID == oldSelf.sourceUUID)", "sourceUUID never changes"),
     validation = ("has(self.sourceKind) == has(oldSelf.sourceKind) && (!has(self.sourceKind) || self.sourceKind == oldSelf.sourceKind)", "sourceKind never changes"),
     validation = ("has(self.sourceNode) == has(oldSelf.sourceNode) && (!has(self.sourceNode) || self.sourceNode == oldSelf.sourceNode)", "sourceNode never changes"),
+    validation = ("has(self.sourceLvstoreUUID) == has(oldSelf.sourceLvstoreUUID) && (!has(self.sourceLvstoreUUID) || self.sourceLvstoreUUID == oldSelf.sourceLvstoreUUID)", "sourceLvstoreUUID never changes"),
+    validation = ("has(self.sourceSnapshotUUID) == has(oldSelf.sourceSnapshotUUID) && (!has(self.sourceSnapshotUUID) || self.sourceSnapshotUUID == oldSelf.sourceSnapshotUUID)", "sourceSnapshotUUID never changes"),
+    validation = ("has(self.sourceFileSystem) == has(oldSelf.sourceFileSystem) && (!has(self.sourceFileSystem) || self.sourceFileSystem == oldSelf.sourceFileSystem)", "sourceFileSystem never changes"),
+    validation = ("has(self.restore) == has(oldSelf.restore) && (!has(self.restore) || self.restore == oldSelf.restore)", "restore never changes"),
+    validation = ("has(self.cloneFor) == has(oldSelf.cloneFor) && (!has(self.cloneFor) || self.cloneFor == oldSelf.cloneFor)", "cloneFor never changes"),
+    validation = ("has(self.sourceLvstoreUUID) == has(self.sourceSnapshotUUID) && (!has(self.sourceLvstoreUUID) || has(self.sourceUUID))", "sourceLvstoreUUID and sourceSnapshotUUID go together, with a source"),
+    validation = ("self.kind == 'Volume' || (!has(self.sourceLvstoreUUID) && !has(self.restore))", "a snapshot is where its source is"),
+    validation = ("self.kind == 'Snapshot' || !has(self.cloneFor)", "cloneFor is for snapshots"),
     validation = ("has(self.consistency) == has(oldSelf.consistency) && (!has(self.consistency) || self.consistency == oldSelf.consistency)", "consistency never changes"),
     validation = ("has(self.sourceUUID) == has(self.sourceNode) && has(self.sourceUUID) == has(self.sourceKind)", "sourceUUID, sourceKind and sourceNode go together"),
     validation = ("self.kind != 'Snapshot' || self.adopted || has(self.sourceUUID)", "a snapshot has a source"),
@@ -74,6 +85,28 @@ pub struct LvolSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<NodeName>")]
     pub source_node: Option<String>,
+    /// UUID of the lvstore that has the source, where that is another one than its own: then it reads from there until all its
+    /// data is here. Never changes.
+    #[serde(rename = "sourceLvstoreUUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<UuidText>")]
+    pub source_lvstore_uuid: Option<Uuid>,
+    /// UUID of the snapshot in that lvstore: the source, or one that was taken of it. Never changes.
+    #[serde(rename = "sourceSnapshotUUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<UuidText>")]
+    pub source_snapshot_uuid: Option<Uuid>,
+    /// File system that the source in the other lvstore holds, if any: none is ever made over it. Never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Label>")]
+    pub source_file_system: Option<String>,
+    /// When a volume from another lvstore is ready. Lazy: at once, and it copies its data while it is used. Eager: when all its
+    /// data is here. Never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
+    /// Name of the Lvol object of the volume that this snapshot was taken for. CSI does not show it, and it goes when that volume
+    /// is made. Never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ObjectName>")]
+    pub clone_for: Option<String>,
     /// What a snapshot does to a mounted source first. Crash: nothing. Sync: writes out what the kernel holds. Freeze: stops
     /// the file system for that moment. Never changes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,11 +161,39 @@ pub enum Consistency {
     Freeze,
 }
 
+/// When a volume that is made from one in another lvstore is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Restore {
+    Lazy,
+    Eager,
+}
+
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Reclaim {
     Delete,
+}
+
+impl LvolSpec {
+    /// Where it reads from until all its data is here, if that is another lvstore.
+    pub fn outside(&self) -> Option<Outside<'_>> {
+        Some(Outside {
+            node: self.source_node.as_deref()?,
+            lvstore: self.source_lvstore_uuid?,
+            snapshot: self.source_snapshot_uuid?,
+        })
+    }
+}
+
+/// A snapshot in another lvstore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside<'a> {
+    /// That had it when the volume was asked for.
+    pub node: &'a str,
+    pub lvstore: Uuid,
+    pub snapshot: Uuid,
 }
 
 /// What the node reports of the lvol.
@@ -152,6 +213,10 @@ pub struct LvolStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<UuidText>")]
     pub parent: Option<Uuid>,
+    /// File system that it holds, if one was made on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub file_system: Option<String>,
     /// How far its data has been copied from another node. Absent when all of it is here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hydration: Option<Hydration>,

@@ -126,6 +126,11 @@ pub struct LvstoreStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 255))]
     pub export_endpoint: Option<String>,
+    /// Snapshots of other lvstores that lvols of this store read, or are about to. A snapshot that is named here is kept where
+    /// it is, whatever becomes of its own object. Absent until the store was open once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = EXTERNAL_PARENTS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["snapshotUUID"]))]
+    pub external_parents: Option<Vec<ExternalParent>>,
     /// Ready: open and in use. Failing: the device fails requests. Lost: the store is not on its device. Foreign: it belongs
     /// to another cluster and waits for `spec.adopt`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -161,6 +166,27 @@ pub struct Space {
     pub metadata: ByteSize,
     /// The part of the metadata that is not in use. Without it no lvol can be made, however much space is free.
     pub metadata_free: ByteSize,
+}
+
+/// The most snapshots of other lvstores that the lvols of one may read.
+pub const EXTERNAL_PARENTS_MAX: usize = 512;
+
+/// A snapshot of another lvstore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalParent {
+    /// UUID of the snapshot.
+    #[serde(rename = "snapshotUUID")]
+    #[schemars(with = "UuidText")]
+    pub snapshot_uuid: Uuid,
+    /// UUID of the lvstore that has it. Absent where that is not known.
+    #[serde(rename = "lvstoreUUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<UuidText>")]
+    pub lvstore_uuid: Option<Uuid>,
+    /// Node that had it when the first lvol was made from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<NodeName>")]
+    pub node: Option<String>,
 }
 
 /// A lvol to remove should the drive come back.

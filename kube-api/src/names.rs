@@ -23,6 +23,12 @@ pub const ANNOTATION_VOLUME_SNAPSHOT: &str = "coppice.io/volumesnapshot";
 /// Field selectors of the watches of an agent.
 pub const SELECT_NODE: &str = "spec.node";
 pub const SELECT_SOURCE_NODE: &str = "spec.sourceNode";
+pub const SELECT_LVSTORE: &str = "spec.lvstoreUUID";
+
+/// The Secret with the authority of the snapshot export and the ConfigMap with its certificates, in Coppice's namespace.
+pub const EXPORT_AUTHORITY: &str = "coppice-export-ca";
+/// The key of that ConfigMap: certificates as PEM. One that is signed by any of them is believed.
+pub const EXPORT_BUNDLE: &str = "ca.crt";
 
 /// Longest name of a node, bytes: it has to fit a topology value, which is a label value.
 pub const NODE_NAME_MAX: usize = 63;
@@ -37,6 +43,8 @@ const HASH_DIGITS: usize = 32;
 pub(crate) const SNAPSHOT_PREFIX: &str = "snapshot-";
 /// What the request names of volumes begin with that were adopted and had none.
 pub(crate) const ORPHAN_PREFIX: &str = "lvol-";
+/// What the request names of snapshots begin with that stand between a volume and its clone on another node.
+const BETWEEN_PREFIX: &str = "for-";
 
 /// The name of the `Lvol` for the CSI request `request`, always the same. Creating it is the lock of the request.
 ///
@@ -68,6 +76,11 @@ pub fn object_name(kind: Kind, request: &str) -> String {
         some => some,
     };
     format!("{readable}.{}", hash.get(..HASH_DIGITS).unwrap_or(&hash))
+}
+
+/// The request name of the snapshot that is taken for the volume of the object `volume`.
+pub fn between_request(volume: &str) -> String {
+    format!("{BETWEEN_PREFIX}{volume}")
 }
 
 #[cfg(test)]

@@ -117,6 +117,12 @@ impl Orphan {
             source_uuid: source.map(|(uuid, _)| uuid),
             source_kind: source.map(|(_, kind)| kind),
             source_node: source.map(|_| lvstore.spec.node.clone()),
+            // It is there: nothing is read to make it. What it still reads elsewhere, its store says.
+            source_lvstore_uuid: None,
+            source_snapshot_uuid: None,
+            source_file_system: None,
+            restore: None,
+            clone_for: None,
             consistency: None,
             node: lvstore.spec.node.clone(),
             lvstore_uuid: lvstore.status.as_ref()?.uuid?,

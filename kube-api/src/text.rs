@@ -26,6 +26,7 @@ macro_rules! text {
 
 text!(UuidText, "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", 36);
 text!(NodeName, r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", crate::NODE_NAME_MAX);
+text!(ObjectName, r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", crate::OBJECT_NAME_MAX);
 text!(Label, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", 63);
 text!(RequestName, r"^[^\x00-\x1f\x7f]+$", crate::REQUEST_NAME_MAX);
 text!(PositiveSize, crate::size::POSITIVE, crate::size::LENGTH_MAX);

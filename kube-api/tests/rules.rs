@@ -91,6 +91,10 @@ fn what_names_a_lvol_never_changes() {
         ("sourceKind", Value::Null),
         ("sourceNode", json!("node-b")),
         ("sourceNode", Value::Null),
+        ("sourceLvstoreUUID", json!(B)),
+        ("sourceSnapshotUUID", json!(B)),
+        ("sourceFileSystem", json!("xfs")),
+        ("restore", json!("Eager")),
         ("adopted", json!(true)),
     ] {
         is_refused::<Lvol>(volume(), &format!("/spec/{field}"), other, &format!("{field} never changes"));
@@ -143,6 +147,14 @@ fn a_new_lvol_makes_sense() {
     assert_eq!(created(snapshot()), "");
     assert!(created(with(volume(), "/spec/sourceNode", Value::Null)).contains("go together"));
     assert!(created(with(volume(), "/spec/consistency", json!("Sync"))).contains("for snapshots"));
+    let elsewhere = with(volume(), "/spec/sourceLvstoreUUID", json!(B));
+    assert!(created(elsewhere.clone()).contains("go together"));
+    let elsewhere = with(with(elsewhere, "/spec/sourceSnapshotUUID", json!(A)), "/spec/restore", json!("Lazy"));
+    assert_eq!(created(elsewhere.clone()), "");
+    assert!(created(sourceless(elsewhere.clone())).contains("go together"));
+    assert!(created(with(elsewhere, "/spec/kind", json!("Snapshot"))).contains("where its source is"));
+    assert!(created(with(volume(), "/spec/cloneFor", json!("pvc-2"))).contains("for snapshots"));
+    assert_eq!(created(with(snapshot(), "/spec/cloneFor", json!("pvc-2"))), "");
     let rootless = sourceless(snapshot());
     assert!(created(rootless.clone()).contains("a snapshot has a source"));
     // Its origin may be long gone.
@@ -188,6 +200,7 @@ fn a_full_status_is_read_as_it_was_written() {
         size: Some(ByteSize::from(1 << 30)),
         allocated: Some(ByteSize::from(3 << 16)),
         parent: A.parse().ok(),
+        file_system: Some("ext4".into()),
         hydration: Some(Hydration { total: ByteSize::from(10), remaining: ByteSize::from(5), eta_seconds: Some(7) }),
         exports: vec![LvolExport { kind: "ublk".into(), device: "/dev/ublkb0".into() }],
         conditions: vec![condition(LvolCondition::Ready, true, LvolReason::Available, "", Some(1), now)],
@@ -204,6 +217,11 @@ fn a_full_status_is_read_as_it_was_written() {
         cluster_size: Some(ByteSize::from(1 << 16)),
         space: Some(space),
         export_endpoint: Some("10.0.0.1:4420".into()),
+        external_parents: Some(vec![ExternalParent {
+            snapshot_uuid: A.parse().expect("id"),
+            lvstore_uuid: B.parse().ok(),
+            node: Some("node-a".into()),
+        }]),
         conditions: vec![condition(LvstoreCondition::Ready, true, LvstoreReason::Open, "", None, now)],
         tombstones: vec![tombstone],
         orphans: vec![Orphan {

@@ -144,7 +144,7 @@ fn names_are_what_the_code_says() {
     let [lvol, lvstore] = &definitions()[..] else { panic!("two kinds") };
     assert_eq!(lvol["metadata"]["name"], "lvols.coppice.io");
     assert_eq!(lvstore["metadata"]["name"], "lvstores.coppice.io");
-    assert_eq!(selectable(lvol), [SELECT_NODE, SELECT_SOURCE_NODE]);
+    assert_eq!(selectable(lvol), [SELECT_NODE, SELECT_SOURCE_NODE, SELECT_LVSTORE]);
     assert_eq!(selectable(lvstore), [SELECT_NODE]);
     for definition in [lvol, lvstore] {
         let (spec, version) = (&definition["spec"], &definition["spec"]["versions"][0]);

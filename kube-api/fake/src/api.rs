@@ -14,6 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+/// How a request says who makes it.
+const ACCOUNT: &str = "x-test-account";
+const NODE: &str = "x-test-node";
+
 type Key = (String, String);
 pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -73,6 +77,21 @@ impl Api {
         let this = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let this = this.clone();
+            async move { this.answer_if_up(request).await }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// A client with a token of `account` that is bound to a pod of `node`.
+    pub fn client_as(&self, account: &str, node: &str) -> kube::Client {
+        let (this, account, node) = (self.clone(), account.to_string(), node.to_string());
+        let service = tower::service_fn(move |mut request: Request<Body>| {
+            let this = this.clone();
+            for (header, value) in [(ACCOUNT, &account), (NODE, &node)] {
+                if let Ok(value) = value.parse() {
+                    request.headers_mut().insert(header, value);
+                }
+            }
             async move { this.answer_if_up(request).await }
         });
         kube::Client::new(service, "default")
@@ -254,6 +273,15 @@ impl Api {
             },
             (&Method::POST, None) => {
                 let mut body = body;
+                if plural == "certificatesigningrequests" {
+                    // The API server's own words, whatever the request says.
+                    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+                    body["spec"]["username"] = json!(header(ACCOUNT).unwrap_or_default());
+                    body["spec"]["extra"] = match header(NODE) {
+                        Some(node) => json!({ "authentication.kubernetes.io/node-name": [node] }),
+                        None => json!({}),
+                    };
+                }
                 let generated =
                     body["metadata"]["generateName"].as_str().map(|start| format!("{start}{}", Uuid::new_v4()));
                 if let (true, Some(name)) = (body["metadata"]["name"].is_null(), generated) {
@@ -267,11 +295,13 @@ impl Api {
                 self.write(plural, body);
                 whole(StatusCode::CREATED, &self.get(plural, &name).unwrap_or_default())
             }
-            (&Method::PATCH, Some(name)) => match self.patch(plural, name, &body, sub == Some("status")) {
-                Ok(object) => whole(StatusCode::OK, &object),
-                Err(StatusCode::NOT_FOUND) => refused(StatusCode::NOT_FOUND, "NotFound"),
-                Err(code) => refused(code, "Conflict"),
-            },
+            (&Method::PATCH, Some(name)) => {
+                match self.patch(plural, name, &body, sub == Some("status") || sub == Some("approval")) {
+                    Ok(object) => whole(StatusCode::OK, &object),
+                    Err(StatusCode::NOT_FOUND) => refused(StatusCode::NOT_FOUND, "NotFound"),
+                    Err(code) => refused(code, "Conflict"),
+                }
+            }
             (&Method::DELETE, Some(name)) => {
                 let Some(object) = self.get(plural, name) else { return refused(StatusCode::NOT_FOUND, "NotFound") };
                 let uid = &body["preconditions"]["uid"];
@@ -323,7 +353,11 @@ struct Selector(Vec<(String, String)>);
 
 impl Selector {
     fn of(query: &str) -> Selector {
-        let text = parameter(query, "fieldSelector").unwrap_or_default().replace("%3D", "=").replace("%2C", ",");
+        let text = parameter(query, "fieldSelector")
+            .unwrap_or_default()
+            .replace("%3D", "=")
+            .replace("%2C", ",")
+            .replace("%2F", "/");
         let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
         let pointer = |field: &str| format!("/{}", field.replace('.', "/"));
         let fields = pairs.map(|(field, value)| (pointer(field), value.trim_start_matches('=').to_string()));
