@@ -336,3 +336,169 @@ async fn adopted_objects_are_as_good_as_the_first() -> Result<()> {
     );
     Ok(())
 }
+
+/// What the agent of the node would say of a lvol that still reads from another.
+fn depend(api: &Api, name: &str, depends: bool) {
+    let condition = |kind: &str, holds: bool, reason: &str| {
+        json!({ "type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z" })
+    };
+    let hydration = if depends { json!({ "total": "4Mi", "remaining": "1Mi" }) } else { json!(null) };
+    let dependent = condition("Dependent", depends, if depends { "Hydrating" } else { "Hydrated" });
+    let conditions = json!([condition("Ready", true, "Available"), dependent]);
+    let status = json!({ "status": { "conditions": conditions, "hydration": hydration } });
+    assert!(api.patch("lvols", name, &status, true).is_ok(), "{name}");
+}
+
+/// A volume and a snapshot of it on a, and a node b.
+async fn two_nodes(api: &Api) -> Result<(Arc<Volumes>, Volume, Uuid)> {
+    add_node(api, "a");
+    add_node(api, "b");
+    let volumes = controller(api).await;
+    let made = volumes.create(CreateVolume { requisite: on("a"), ..volume("pvc-1", 4) }).await?;
+    let take =
+        CreateSnapshot { name: "snapshot-1".into(), volume_id: made.id.to_string(), ..CreateSnapshot::default() };
+    let snapshot = volumes.create_snapshot(take).await?.id;
+    Ok((volumes, made, snapshot))
+}
+
+#[tokio::test]
+async fn a_copy_is_where_it_is_wanted_and_with_its_source_if_nobody_says() -> Result<()> {
+    let api = Api::new();
+    let _agents = ["a", "b"].map(|node| agent::start(api.clone(), node, Drive::default(), CAPACITY));
+    let (volumes, made, snapshot) = two_nodes(&api).await?;
+    let from_snapshot =
+        |name: &str| CreateVolume { source: Some(SourceId::Snapshot(snapshot.to_string())), ..volume(name, 4) };
+    let from_volume =
+        |name: &str| CreateVolume { source: Some(SourceId::Volume(made.id.to_string())), ..volume(name, 4) };
+    let home = volumes.create(from_snapshot("pvc-2")).await?;
+    assert_eq!(home.node, "a", "an instant clone");
+    let object = api.get("lvols", "pvc-2").context("the object")?;
+    assert!(object["spec"]["sourceLvstoreUUID"].is_null() && object["spec"]["restore"].is_null(), "{object}");
+
+    let there = CreateVolume { requisite: on("b"), ..from_snapshot("pvc-3") };
+    let away = volumes.create(there.clone()).await?;
+    assert_eq!((away.node.as_str(), away.capacity), ("b", 4 * MIB));
+    let spec = api.get("lvols", "pvc-3").context("the object")?["spec"].clone();
+    assert_eq!((text(&spec, "/sourceUUID"), text(&spec, "/sourceKind")), (snapshot.to_string(), "Snapshot".into()));
+    assert_eq!((text(&spec, "/sourceNode"), text(&spec, "/node")), ("a".into(), "b".into()));
+    assert_eq!(text(&spec, "/sourceLvstoreUUID"), store_of("a").to_string());
+    assert_eq!((text(&spec, "/sourceSnapshotUUID"), text(&spec, "/restore")), (snapshot.to_string(), "Lazy".into()));
+    assert_eq!(volumes.create(there).await?, away, "asked again");
+
+    // Of a volume: a snapshot that nobody sees, and that goes.
+    let there = CreateVolume { requisite: on("b"), ..from_volume("pvc-4") };
+    let copy = volumes.create(there.clone()).await?;
+    assert_eq!(copy.node, "b");
+    let spec = api.get("lvols", "pvc-4").context("the object")?["spec"].clone();
+    assert_eq!((text(&spec, "/sourceUUID"), text(&spec, "/sourceKind")), (made.id.to_string(), "Volume".into()));
+    assert_ne!(text(&spec, "/sourceSnapshotUUID"), made.id.to_string());
+    assert_eq!(volumes.create(there).await?, copy, "asked again");
+    assert_eq!(api.all("lvols").len(), 5, "the snapshot between is gone");
+    assert_eq!(volumes.list_snapshots(0, "", "", "").await?.entries.len(), 1);
+    let other = CreateVolume { requisite: on("b"), ..from_snapshot("pvc-4") };
+    assert!(matches!(volumes.create(other).await, Err(Error::Exists(_))), "another source");
+    Ok(())
+}
+
+/// Killed between the snapshot and the volume: the retry goes on from it; without a retry it goes.
+#[tokio::test]
+async fn a_copy_of_a_volume_goes_on_from_its_snapshot() -> Result<()> {
+    let api = Api::new();
+    let _a = agent::start(api.clone(), "a", Drive::default(), CAPACITY);
+    let (volumes, made, _) = two_nodes(&api).await?;
+    let there =
+        CreateVolume { source: Some(SourceId::Volume(made.id.to_string())), requisite: on("b"), ..volume("pvc-2", 4) };
+    let (first, request) = (volumes.clone(), there.clone());
+    let cut = tokio::spawn(async move { first.create(request).await });
+    eventually("the volume's object is written", || api.get("lvols", "pvc-2").is_some()).await?;
+    cut.abort();
+    let between = || api.all("lvols").into_iter().find(|object| !text(object, "/spec/cloneFor").is_empty());
+    let snapshot = text(&between().context("the snapshot")?, "/spec/lvolUUID");
+    assert_eq!(text(&between().context("the snapshot")?, "/spec/cloneFor"), "pvc-2");
+    assert!(matches!(volumes.get_snapshot(&snapshot).await, Err(Error::NotFound(_))), "CSI does not see it");
+    let _b = agent::start(api.clone(), "b", Drive::default(), CAPACITY);
+    let copy = controller(&api).await.create(there).await?;
+    assert_eq!(copy.node, "b");
+    assert_eq!(text(&api.get("lvols", "pvc-2").context("it")?, "/spec/sourceSnapshotUUID"), snapshot);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_source_that_cannot_be_read_elsewhere_is_refused_with_the_right_word() -> Result<()> {
+    let api = Api::new();
+    let _agents = ["a", "b"].map(|node| agent::start(api.clone(), node, Drive::default(), CAPACITY));
+    let (volumes, _, snapshot) = two_nodes(&api).await?;
+    let there = |name: &str| CreateVolume {
+        source: Some(SourceId::Snapshot(snapshot.to_string())),
+        requisite: on("b"),
+        ..volume(name, 4)
+    };
+    let ask = async |name: &str| {
+        // The controller's cache sees what was just changed a moment later.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        volumes.create(there(name)).await
+    };
+    depend(&api, "snapshot-1", true);
+    let refused = ask("pvc-2").await;
+    assert!(matches!(refused, Err(Error::NotYet(_))), "no chains of three nodes: {refused:?}");
+    depend(&api, "snapshot-1", false);
+    let node = |status: &str| {
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "a" }, "spec": {},
+            "status": { "conditions": [{ "type": "Ready", "status": status }] } })
+    };
+    api.put("nodes", node("Unknown"));
+    let refused = ask("pvc-2").await;
+    assert!(matches!(&refused, Err(Error::MayExist(why)) if why.contains("node a")), "{refused:?}");
+    api.put("nodes", node("True"));
+    let lost = json!([{ "type": "Lost", "status": "True", "reason": "LvstoreLost", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+    assert!(api.patch("lvols", "snapshot-1", &json!({ "status": { "conditions": lost } }), true).is_ok());
+    let refused = ask("pvc-2").await;
+    assert!(matches!(refused, Err(Error::NotFound(_))), "{refused:?}");
+    api.remove("nodes", "a");
+    let refused = ask("pvc-2").await;
+    assert!(matches!(refused, Err(Error::NotFound(_))), "{refused:?}");
+    assert!(api.get("lvols", "pvc-2").is_none(), "nothing was left");
+    Ok(())
+}
+
+#[tokio::test]
+async fn eager_waits_for_all_the_data() -> Result<()> {
+    let api = Api::new();
+    let _agents = ["a", "b"].map(|node| agent::start(api.clone(), node, Drive::default(), CAPACITY));
+    let (volumes, _, snapshot) = two_nodes(&api).await?;
+    let request = CreateVolume {
+        source: Some(SourceId::Snapshot(snapshot.to_string())),
+        parameters: Parameters { restore: Some("eager".into()), ..Parameters::default() },
+        requisite: on("b"),
+        ..volume("pvc-2", 4)
+    };
+    // The agent's first word may be that it is there, so it has to say in the same breath that it depends.
+    let first = volumes.create(request.clone()).await?;
+    assert_eq!(text(&api.get("lvols", "pvc-2").context("it")?, "/spec/restore"), "Eager");
+    depend(&api, "pvc-2", true);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (waiting, again) = (volumes.clone(), request.clone());
+    let waits = tokio::spawn(async move { waiting.create(again).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waits.is_finished(), "it was answered before all data was there");
+    depend(&api, "pvc-2", false);
+    assert_eq!(waits.await??, first);
+    Ok(())
+}
+
+/// B has no room: nothing is left on either node, and the word is the one that lets the scheduler try another.
+#[tokio::test]
+async fn no_room_elsewhere_leaves_nothing() -> Result<()> {
+    let api = Api::new();
+    let _a = agent::start(api.clone(), "a", Drive::default(), CAPACITY);
+    let _b = agent::start(api.clone(), "b", Drive::default(), MIB);
+    let (volumes, made, _) = two_nodes(&api).await?;
+    let there =
+        CreateVolume { source: Some(SourceId::Volume(made.id.to_string())), requisite: on("b"), ..volume("pvc-2", 4) };
+    let full = volumes.create(there).await;
+    assert!(matches!(&full, Err(Error::Engine(e)) if e.kind() == ErrorKind::NoSpace), "{full:?}");
+    assert_eq!(api.all("lvols").len(), 2, "the volume and its snapshot");
+    Ok(())
+}

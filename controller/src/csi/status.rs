@@ -12,7 +12,7 @@ pub fn code(error: &Error) -> Code {
         Error::OutOfRange(_) => Code::OutOfRange,
         Error::NoSpace(_) => Code::ResourceExhausted,
         Error::Precondition(_) => Code::FailedPrecondition,
-        Error::BadToken(_) | Error::Queue(_) => Code::Aborted,
+        Error::BadToken(_) | Error::Queue(_) | Error::NotYet(_) => Code::Aborted,
         Error::Deadline(_) => Code::DeadlineExceeded,
         Error::MayExist(_) => Code::Unavailable,
         Error::Engine(e) => status::code(e.kind()),
@@ -30,7 +30,7 @@ mod tests {
     #[test]
     fn what_may_exist_is_never_final() {
         let text = || String::from("why");
-        for open in [Error::Queue(text()), Error::Deadline(text()), Error::MayExist(text())] {
+        for open in [Error::Queue(text()), Error::NotYet(text()), Error::Deadline(text()), Error::MayExist(text())] {
             assert!(!status::is_final(code(&open)), "{open:?}");
         }
         let table = [

@@ -1,5 +1,6 @@
 //! What nobody asks for, by one replica at a time: letting go of objects whose node is gone, and finding what has no owner.
 
+use super::authority::Authority;
 use super::lease::{Leadership, RENEW_SECONDS};
 use super::{KubeBackend, judge, metrics, orphans};
 use coppice_kube_api::Lvol;
@@ -69,6 +70,7 @@ impl Background {
                 // Cut short, so that the lease is renewed in time; the next round goes on.
                 let round = async {
                     inner.bury_all().await;
+                    inner.tidy().await;
                     if collected.is_none_or(|at| at.elapsed() >= Duration::from_secs(COLLECT_SECONDS)) {
                         match inner.collect().await {
                             Ok(()) => collected = Some(Instant::now()),
@@ -82,8 +84,10 @@ impl Background {
                 tokio::time::sleep(Duration::from_secs(RENEW_SECONDS)).await;
             }
         };
+        let authority = Authority::new(inner.client.clone(), &inner.namespace);
         tokio::select! {
             () = work => {}
+            () = authority.run(&inner.leads) => {}
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
         if inner.leads.swap(false, Ordering::Relaxed)
@@ -110,6 +114,16 @@ impl Inner {
             };
             if let Err(e) = buried.await {
                 warn!(lvol = %lvol.spec.lvol_uuid, "stays for now: {e}");
+            }
+        }
+    }
+
+    /// Snapshots that stood between a volume and its clone on another node, and are of no more use.
+    async fn tidy(&self) {
+        for between in self.backend.useless_between(jiff::Timestamp::now()) {
+            let deadline = Instant::now() + Duration::from_secs(REMOVE_SECONDS_MAX);
+            if let Err(e) = self.backend.remove(&between, deadline).await {
+                warn!(snapshot = %between.spec.lvol_uuid, "not removed yet: {e}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What an object says of how far its lvol is. Pure.
 
-use coppice_kube_api::{FINALIZER, Lvol, LvolCondition, LvolReason, is_true};
+use coppice_kube_api::{FINALIZER, Lvol, LvolCondition, LvolReason, Restore, is_true};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
@@ -42,6 +42,11 @@ pub fn progress(lvol: &Lvol) -> Progress {
     };
     let created = lvol.status.as_ref().is_some_and(|status| status.created.is_some());
     match ready.reason.as_str() {
+        _ if ready.status == "True" && lvol.spec.restore == Some(Restore::Eager) && is_dependent(lvol) => {
+            let left = lvol.status.as_ref().and_then(|status| status.hydration.as_ref()).map(|all| all.remaining);
+            let left = left.map_or_else(|| "some".into(), |left| left.to_string());
+            Progress::Pending(format!("its data is being copied from another node, {left} left"))
+        }
         _ if ready.status == "True" => Progress::Ready,
         // What was created cannot fail to be created; such a reason would be of another kind.
         reason if !created && reason == LvolReason::NoSpace.as_str() => Progress::NoSpace(words(ready)),
@@ -79,6 +84,11 @@ pub fn is_lost(lvol: &Lvol) -> Option<String> {
         Progress::Lost(why) => Some(why),
         _ => None,
     }
+}
+
+/// It reads from another lvstore, itself or by way of what it was made from.
+pub fn is_dependent(lvol: &Lvol) -> bool {
+    is_true(conditions(lvol), LvolCondition::Dependent)
 }
 
 pub fn is_degraded(lvol: &Lvol) -> bool {

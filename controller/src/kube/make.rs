@@ -56,6 +56,8 @@ impl KubeBackend {
             lvstore_name: standing.pool.name,
             node: standing.pool.node,
             source: None,
+            outside: None,
+            clone_for: None,
             consistency: None,
             attributes: how.attributes,
         };
@@ -78,6 +80,8 @@ impl KubeBackend {
             lvstore_name: String::new(),
             node: origin.spec.node.clone(),
             source: Some((origin.spec.lvol_uuid, kind)),
+            outside: None,
+            clone_for: None,
             consistency: None,
             attributes: how.attributes,
         };
@@ -95,6 +99,8 @@ impl KubeBackend {
             lvstore_name: String::new(),
             node: origin.spec.node.clone(),
             source: Some((origin.spec.lvol_uuid, Kind::Volume)),
+            outside: None,
+            clone_for: None,
             consistency: Some(consistency(held)),
             attributes: how.attributes,
         };
@@ -102,13 +108,13 @@ impl KubeBackend {
     }
 
     /// What something is to be made from. One that is being deleted does not count: it may be gone when its turn comes.
-    async fn source(&self, id: Uuid) -> Result<Arc<Lvol>> {
+    pub(super) async fn source(&self, id: Uuid) -> Result<Arc<Lvol>> {
         let found = self.find(id).await?.filter(|lvol| !judge::is_leaving(lvol));
         found.ok_or_else(|| Error::NotFound(format!("the source {id} does not exist")))
     }
 
     /// In the lvstore of the source.
-    async fn make_from(&self, mut wanted: Wanted, what: What) -> Result<LvolInfo> {
+    pub(super) async fn make_from(&self, mut wanted: Wanted, what: What) -> Result<LvolInfo> {
         let standing = self.standing(&super::translate::pool_key(wanted.lvstore))?;
         // A thin clone or a snapshot begins with what its source has.
         let takes = if wanted.thick { take_at_creation(wanted.size, true, standing.pool.cluster_size) } else { 0 };
@@ -117,7 +123,7 @@ impl KubeBackend {
         self.make(wanted, takes).await
     }
 
-    async fn make(&self, wanted: Wanted, takes: u64) -> Result<LvolInfo> {
+    pub(super) async fn make(&self, wanted: Wanted, takes: u64) -> Result<LvolInfo> {
         // From here to the cache's own knowledge of the object: others that are placed meanwhile see it.
         let underway = Underway { lvol: wanted.uuid, lvstore: wanted.lvstore, size: wanted.size, takes };
         self.underway.lock().unwrap_or_else(PoisonError::into_inner).push(underway);
@@ -184,10 +190,18 @@ impl KubeBackend {
                 Some(Err(_)) => return Err(Error::MayExist(format!("{name} was removed meanwhile: try again"))),
                 None => {}
             }
-            let silent = self.node(&lvol.spec.node) != NodeState::Ready;
             let patience = began + std::time::Duration::from_secs(super::DOUBT_SECONDS);
-            if silent && Instant::now() >= patience.min(deadline) {
-                return Err(Error::MayExist(format!("the node {} does not answer: {last}", lvol.spec.node)));
+            let patient = Instant::now() < patience.min(deadline);
+            let outside = lvol.spec.outside().map(|outside| outside.node);
+            for node in [Some(lvol.spec.node.as_str()), outside].into_iter().flatten() {
+                if !patient && self.node(node) != NodeState::Ready {
+                    return Err(Error::MayExist(format!("the node {node} does not answer: {last}")));
+                }
+            }
+            if !patient && let Some(why) = self.lost_source(lvol).await? {
+                warn!(object = name, "taken back: {why}");
+                self.remove(lvol, deadline).await?;
+                return Err(Error::NotFound(why));
             }
             if Instant::now() >= deadline {
                 return Err(Error::Deadline(format!("{name} is not ready yet: {last}")));

@@ -13,12 +13,15 @@
 //!
 //! * `cache`: objects kept up to date by a watch.
 //! * `translate`, `standing`, `judge`: what objects mean; pure.
-//! * `make`, `remove`, `grow`: the three ways in which objects change.
+//! * `make`, `elsewhere`, `remove`, `grow`: the ways in which objects change.
+//! * `authority`: who may show snapshots to whom: certificates for the agents.
 //! * `background`, `orphans`, `lease`: what nobody asks for, and who does it.
 //! * `metrics`: what Prometheus is told.
 
+pub mod authority;
 mod background;
 mod cache;
+mod elsewhere;
 mod grow;
 mod judge;
 mod lease;
@@ -200,6 +203,14 @@ impl Backend for KubeBackend {
 
     async fn clone_lvol(&self, source: Source, how: CreateClone) -> Result<LvolInfo> {
         self.make_clone(source, how).await
+    }
+
+    fn clones_elsewhere(&self) -> bool {
+        true
+    }
+
+    async fn clone_elsewhere(&self, lvstore: &str, source: Source, how: CreateClone) -> Result<LvolInfo> {
+        self.make_elsewhere(lvstore, source, how).await
     }
 
     async fn made(&self, id: Uuid) -> Result<LvolInfo> {

@@ -42,7 +42,8 @@ pub fn verdict(lvol: &Lvol, owners: &Owners, now: jiff::Timestamp) -> Option<Ver
     let age = now.as_second() - lvol.creation_timestamp()?.0.as_second();
     let owned =
         owners.handles.contains(&lvol.spec.lvol_uuid.to_string()) || owners.names.contains(&lvol.spec.request_name);
-    if owned || age < YOUNG_SECONDS || judge::is_leaving(lvol) {
+    // What stands between a volume and its clone is cared for elsewhere.
+    if owned || age < YOUNG_SECONDS || judge::is_leaving(lvol) || lvol.spec.clone_for.is_some() {
         return None;
     }
     let status = lvol.status.as_ref();

@@ -26,6 +26,8 @@ fn lvol(id: u128, size: u64) -> Wanted {
         lvstore_name: "fast".into(),
         node: "a".into(),
         source: None,
+        outside: None,
+        clone_for: None,
         consistency: None,
         attributes: Attributes::from([(attributes::CSI_NAME.to_string(), format!("pvc-{id}"))]),
     }

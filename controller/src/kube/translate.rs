@@ -4,7 +4,7 @@ use super::judge;
 use crate::volume::Source;
 use coppice_engine::{LvolInfo, LvolKind, LvolState};
 use coppice_kube_api::{
-    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, Kind, LABEL_LVSTORE, Lvol, LvolSpec, Provisioning,
+    ANNOTATION_PVC, ANNOTATION_VOLUME_SNAPSHOT, ByteSize, Kind, LABEL_LVSTORE, Lvol, LvolSpec, Provisioning, Restore,
     object_name,
 };
 use coppice_proto::attributes::{self, Attributes};
@@ -36,11 +36,23 @@ pub struct Wanted {
     /// `spec.name` of the lvstore.
     pub lvstore_name: String,
     pub node: String,
-    /// The source and what it is; it is on the same node.
+    /// The source and what it is; it is in the same lvstore, unless `outside` says otherwise.
     pub source: Option<(Uuid, Kind)>,
+    pub outside: Option<Elsewhere>,
+    /// Name of the object of the volume that this snapshot is taken for.
+    pub clone_for: Option<String>,
     pub consistency: Option<coppice_kube_api::Consistency>,
     /// Name of the request, size, claim, … as the operations put them.
     pub attributes: Attributes,
+}
+
+/// Where a source is that is in another lvstore.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    pub node: String,
+    pub lvstore: Uuid,
+    /// What is read: the source, or a snapshot that was taken of it.
+    pub snapshot: Uuid,
 }
 
 impl Wanted {
@@ -53,7 +65,17 @@ impl Wanted {
             provisioning: if self.thick { Provisioning::Thick } else { Provisioning::Thin },
             source_uuid: self.source.map(|(uuid, _)| uuid),
             source_kind: self.source.map(|(_, kind)| kind),
-            source_node: self.source.map(|_| self.node.clone()),
+            source_node: self.source.map(|_| self.outside.as_ref().map_or(&self.node, |outside| &outside.node).clone()),
+            source_lvstore_uuid: self.outside.as_ref().map(|outside| outside.lvstore),
+            source_snapshot_uuid: self.outside.as_ref().map(|outside| outside.snapshot),
+            source_file_system: self.outside.as_ref().and_then(|_| self.attributes.get(attributes::FS).cloned()),
+            restore: self.outside.as_ref().map(|_| {
+                match self.attributes.get(attributes::CSI_RESTORE).map(String::as_str) {
+                    Some("eager") => Restore::Eager,
+                    _ => Restore::Lazy,
+                }
+            }),
+            clone_for: self.clone_for.clone(),
             consistency: self.consistency,
             node: self.node.clone(),
             lvstore_uuid: self.lvstore,
@@ -120,6 +142,12 @@ fn attributes_of(object: &Lvol) -> Attributes {
     let created = object.status.as_ref().and_then(|status| status.created.as_ref());
     if let Some(nanos) = created.and_then(|time| u64::try_from(time.0.as_nanosecond()).ok()) {
         out.insert(attributes::CSI_CREATED.into(), nanos.to_string());
+    }
+    if let Some(held) = object.status.as_ref().and_then(|status| status.file_system.clone()) {
+        out.insert(attributes::FS.into(), held);
+    }
+    if let Some(volume) = &spec.clone_for {
+        out.insert(attributes::CSI_CLONE_FOR.into(), volume.clone());
     }
     out.extend(kept(object));
     out

@@ -55,6 +55,15 @@ pub trait Backend: Send + Sync + 'static {
     /// Clones the source, whose id `how.snapshot` repeats. Of a volume, as it is at some moment of the call; nothing that was
     /// taken for it is seen, or left after an error.
     async fn clone_lvol(&self, source: Source, how: CreateClone) -> Result<LvolInfo>;
+    /// Whether [`Backend::clone_elsewhere`] works.
+    fn clones_elsewhere(&self) -> bool {
+        false
+    }
+    /// As `clone_lvol`, but into another lvstore than the source's. It can be used when this answers, and reads what it has
+    /// not copied yet from where the source is; how long the answer waits, [`coppice_proto::attributes::CSI_RESTORE`] says.
+    async fn clone_elsewhere(&self, lvstore: &str, _source: Source, how: CreateClone) -> Result<LvolInfo> {
+        Err(Error::NoSpace(format!("the source {} cannot be cloned into the lvstore {lvstore}", how.snapshot)))
+    }
     /// A volume that its request finds on a node where it does not want it: removes it, if it was never handed out. False if
     /// it stays.
     async fn make_way(&self, _id: Uuid) -> Result<bool> {

@@ -112,7 +112,7 @@ impl Volumes {
 
     /// A failed creation may only be called final when nothing of that name exists.
     async fn settled(&self, name: &str, error: Error) -> Error {
-        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_)) {
+        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_) | Error::NotYet(_)) {
             return error;
         }
         match self.backend.lvols().await {
@@ -194,7 +194,7 @@ impl Volumes {
         self.clone_of(request, Source::Volume(origin.uuid), &origin, pools, lvols).await
     }
 
-    /// Clones `origin`, which the caller named as the source.
+    /// Clones `origin`, which the caller named as the source: where it is, if that is allowed and has room, else elsewhere.
     async fn clone_of(
         &self,
         request: &CreateVolume,
@@ -203,19 +203,49 @@ impl Volumes {
         pools: &[Pool],
         lvols: &[LvolInfo],
     ) -> Result<Made> {
-        let size = check_clone(request, origin, pools)?;
-        let uuid = Uuid::new_v4();
-        let how = CreateClone {
-            snapshot: origin.uuid,
-            name: lvol_name(&request.name, uuid, &origin.lvstore, lvols),
-            uuid: Some(uuid),
-            size: Some(size.max(origin.size)),
-            thick: request.parameters.thick,
-            attributes: volume_attributes(request, size, Some(source), &origin.attributes),
-        };
-        let lvol = self.backend.clone_lvol(source, how).await?;
-        let ours = lvol.uuid == uuid;
-        Ok((lvol, ours))
+        let size = check_clone(request, origin)?;
+        let mut refusal = Error::NoSpace("there is no lvstore".into());
+        let mut was_full = false;
+        for pool in places_of_clone(request, origin, pools, self.backend.clones_elsewhere())? {
+            let Pool { key, name, largest, open, .. } = pool;
+            // That one is full is known, what one that is shut would say is not.
+            if !open && was_full {
+                continue;
+            }
+            if size > *largest && *open {
+                let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
+                if matches!(refusal, Error::NoSpace(_)) {
+                    refusal = Error::OutOfRange(message);
+                }
+                continue;
+            }
+            let uuid = Uuid::new_v4();
+            let how = CreateClone {
+                snapshot: origin.uuid,
+                name: lvol_name(&request.name, uuid, key, lvols),
+                uuid: Some(uuid),
+                size: Some(size.max(origin.size)),
+                thick: request.parameters.thick,
+                attributes: volume_attributes(request, size, Some(source), &origin.attributes),
+            };
+            let made = match *key == origin.lvstore {
+                true => self.backend.clone_lvol(source, how).await,
+                false => self.backend.clone_elsewhere(key, source, how).await,
+            };
+            match made {
+                Ok(lvol) => {
+                    let ours = lvol.uuid == uuid;
+                    return Ok((lvol, ours));
+                }
+                Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
+                    warn!(lvstore = name, size, "no room: {e}");
+                    refusal = Error::Engine(e);
+                    was_full = true;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(refusal)
     }
 }
 
@@ -228,12 +258,36 @@ fn emptiness(pool: &Pool) -> i128 {
     i128::from(pool.free).min(i128::from(pool.largest) - i128::from(pool.committed))
 }
 
-/// Everything that can be refused before anything is made; answers with the size to report.
-fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Result<u64> {
+/// What can be refused of a clone wherever it is made; answers with the size to report.
+fn check_clone(request: &CreateVolume, origin: &LvolInfo) -> Result<u64> {
     let size = asked_size(request.range, attributes::reported_size(&origin.attributes, origin.size))?;
+    if let (Some(asked), Some(there)) = (request.asked_fs(), origin.attributes.get(attributes::FS))
+        && request.is_for_mount()
+        && asked != there
+    {
+        let message = format!("the source holds {there}, the request is for {asked}: a copy keeps its file system");
+        return Err(Error::Invalid(message));
+    }
+    Ok(size)
+}
+
+/// Where a clone may be made: with its source first, which is at once; then, if that is possible at all, the emptiest.
+fn places_of_clone<'a>(
+    request: &CreateVolume,
+    origin: &LvolInfo,
+    pools: &'a [Pool],
+    elsewhere: bool,
+) -> Result<Vec<&'a Pool>> {
     let home = pools.iter().find(|pool| pool.key == origin.lvstore);
     let home = home.ok_or_else(|| Error::MayExist("the lvstore of the source is not there now: try again".into()))?;
-    let Pool { name, node, largest, .. } = home;
+    if elsewhere {
+        let mut places = candidates(request, pools)?;
+        places.sort_by_key(|pool| {
+            (pool.key != home.key, std::cmp::Reverse(pool.open), std::cmp::Reverse(emptiness(pool)))
+        });
+        return Ok(places);
+    }
+    let Pool { name, node, .. } = home;
     if let Some(lvstore) = request.parameters.lvstore.as_ref().filter(|asked| *asked != name) {
         let message =
             format!("the source is in the lvstore {name}, the class asks for {lvstore}: they must be the same");
@@ -244,19 +298,7 @@ fn check_clone(request: &CreateVolume, origin: &LvolInfo, pools: &[Pool]) -> Res
             "the source is in the lvstore {name} of the node {node}, which the topology asked for excludes"
         )));
     }
-    if size > *largest && home.open {
-        return Err(Error::OutOfRange(format!(
-            "a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)"
-        )));
-    }
-    if let (Some(asked), Some(there)) = (request.asked_fs(), origin.attributes.get(attributes::FS))
-        && request.is_for_mount()
-        && asked != there
-    {
-        let message = format!("the source holds {there}, the request is for {asked}: a copy keeps its file system");
-        return Err(Error::Invalid(message));
-    }
-    Ok(size)
+    Ok(vec![home])
 }
 
 /// The volume that the request `name` made, if it did.

@@ -30,6 +30,9 @@ pub enum Error {
     /// Another call on the same name or id took too long.
     #[error("{0}")]
     Queue(String),
+    /// Not now: something else has to be finished first, and will be.
+    #[error("{0}")]
+    NotYet(String),
     /// A file system did not answer in time.
     #[error("{0}")]
     Deadline(String),

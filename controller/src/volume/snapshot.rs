@@ -95,7 +95,7 @@ impl Volumes {
     }
 
     async fn settled_snapshot(&self, name: &str, error: Error) -> Error {
-        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_)) {
+        if matches!(error, Error::MayExist(_) | Error::Deadline(_) | Error::Queue(_) | Error::NotYet(_)) {
             return error;
         }
         match self.backend.lvols().await {
