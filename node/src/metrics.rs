@@ -38,7 +38,7 @@ const LVOL_INFO: Metric =
 type Of<T> = (Metric, fn(&T) -> u64);
 
 /// Those of a lvstore.
-const OF_STORE: [Of<Seen>; 8] = [
+const OF_STORE: [Of<Seen>; 12] = [
     (Metric::gauge("coppice_lvstore_size_bytes", "Size of the lvstore."), |s| s.space.total.bytes()),
     (Metric::gauge("coppice_lvstore_free_bytes", "What nothing uses and no thick lvol has reserved."), |s| {
         s.space.free.bytes()
@@ -60,6 +60,22 @@ const OF_STORE: [Of<Seen>; 8] = [
     }),
     (Metric::gauge("coppice_hidden_bytes", "Held by deleted snapshots that clones still read."), |s| {
         s.info.hidden_bytes
+    }),
+    (
+        Metric::gauge(
+            "coppice_hydration_remaining_bytes",
+            "Still to be copied from other nodes, by all lvols of the lvstore that depend on them.",
+        ),
+        |s| s.shown_or_not().filter_map(|lvol| lvol.hydration).map(|h| h.remaining_bytes).fold(0, u64::saturating_add),
+    ),
+    (Metric::gauge("coppice_lvols_degraded", "Lvols that depend on another node which cannot be reached."), |s| {
+        count(s.shown_or_not().filter(|lvol| lvol.state == LvolState::Degraded))
+    }),
+    (Metric::gauge("coppice_external_parents", "Snapshots of other lvstores that lvols of this one depend on."), |s| {
+        count(s.info.external_parents.iter())
+    }),
+    (Metric::gauge("coppice_pins", "Lvstores that depend on snapshots of this one, for each snapshot."), |s| {
+        count(s.shown_or_not().flat_map(|lvol| &lvol.pins))
     }),
 ];
 
@@ -120,9 +136,17 @@ impl Seen {
         clusters.saturating_mul(u64::from(self.info.cluster_size))
     }
 
+    fn shown_or_not(&self) -> impl Iterator<Item = &LvolInfo> {
+        self.lvols.iter()
+    }
+
     fn shown(&self) -> impl Iterator<Item = &LvolInfo> {
         self.lvols.iter().filter(|lvol| lvol.state != LvolState::Hidden)
     }
+}
+
+fn count<T>(all: impl Iterator<Item = T>) -> u64 {
+    u64::try_from(all.count()).unwrap_or(u64::MAX)
 }
 
 /// The namespace of the claim or snapshot that it was made for, and the claim's name; empty where there is none.

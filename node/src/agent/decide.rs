@@ -29,8 +29,10 @@ pub enum Home {
 pub enum Origin {
     Here,
     Missing,
-    /// In another lvstore of this node.
+    /// In another lvstore of this node, and the object does not say so.
     Elsewhere,
+    /// In another lvstore, as the object says.
+    Outside,
 }
 
 /// What is known of the drive at this moment.
@@ -115,12 +117,15 @@ fn create(object: &Lvol, origin: Origin, node: &str) -> Step {
             Kind::Snapshot => not_ready(LvolReason::CreateFailed, "a snapshot needs a source".into()),
         };
     };
+    if origin == Origin::Outside {
+        return Step::Create;
+    }
     if let Some(other) = spec.source_node.as_ref().filter(|other| *other != node) {
         let message = format!("the source {source} is on the node {other}; it can only be used there");
         return not_ready(LvolReason::SourceUnavailable, message);
     }
     match origin {
-        Origin::Here => Step::Create,
+        Origin::Here | Origin::Outside => Step::Create,
         Origin::Missing => not_ready(LvolReason::SourceMissing, format!("there is no lvol {source}")),
         Origin::Elsewhere => {
             not_ready(LvolReason::SourceUnavailable, format!("the source {source} is in another lvstore"))

@@ -18,6 +18,9 @@ pub enum Failure {
     Identity(String),
     #[error("the status cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// What has to be in an object cannot be written there.
+    #[error("{0}")]
+    Unsaid(String),
     /// The device of a lvstore is not used: the status says why.
     #[error("{}", .0.1)]
     Refused(#[from] Refusal),

@@ -91,6 +91,7 @@ impl Keeper {
 
     /// Until the object is gone and its store closed, or `stop`.
     pub async fn run(mut self, mut view: watch::Receiver<View>, mut stop: watch::Receiver<bool>) {
+        let agent = self.agent.clone();
         loop {
             let now = view.borrow_and_update().clone();
             let done = self.step(&now).await;
@@ -112,6 +113,7 @@ impl Keeper {
                 _ = stop.wait_for(|stop| *stop) => return,
                 changed = view.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(pause) => {}
+                () = agent.served.notified() => {}
             }
         }
     }
@@ -203,6 +205,7 @@ impl Keeper {
         self.agent.config.absent.clear(&self.name);
         self.agent.config.stores.add(store);
         self.agent.changed.notify_one();
+        self.agent.outside.store_came();
     }
 
     /// Closes the store when nothing uses it any more; every byte stays. True if it is closed.

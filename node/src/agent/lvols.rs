@@ -2,12 +2,15 @@
 
 use super::decide::{Facts, Home, Origin, Said, Step, decide};
 use super::failure::Failure;
-use super::{Agent, MANAGER, lock, status};
+use super::{Agent, MANAGER, lock, outside, status};
 use coppice_controller::kube::kept;
 use coppice_controller::volume::{Backend, Consistency, Error as VolumeError, Source, lvol_name};
-use coppice_engine::{CreateClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, LvolState, Store};
+use coppice_engine::{
+    CreateClone, CreateExternalClone, CreateLvol, CreateSnapshot, ErrorKind, LvolInfo, LvolState, Store,
+};
 use coppice_kube_api::{
-    Consistency as Asked, FINALIZER, Kind, Lvol, LvolReason, LvolStatus, Lvstore, Provisioning, SELECT_NODE, Tombstone,
+    Consistency as Asked, FINALIZER, Kind, Lvol, LvolReason, LvolSpec, LvolStatus, Lvstore, Provisioning, SELECT_NODE,
+    Tombstone,
 };
 use coppice_proto::attributes;
 use futures_util::{FutureExt, StreamExt};
@@ -15,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::EventType;
 use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -97,7 +101,8 @@ fn wakes(agent: Arc<Agent>) -> impl futures_util::Stream<Item = ()> + Send {
                 let stores = agent.config.stores.all();
                 let exports: Vec<_> =
                     stores.iter().flat_map(|store| store.exports()).map(|export| export.lvol()).collect();
-                let exports = Some(exports);
+                let parents: Vec<_> = stores.iter().flat_map(|store| store.external_parents()).collect();
+                let exports = Some((exports, parents));
                 if woken || exports != seen || last.elapsed() >= Duration::from_secs(LOOK_SECONDS) {
                     seen = exports;
                     last = Instant::now();
@@ -184,6 +189,7 @@ impl Work {
         };
         let lvol = seen(&store, spec.lvol_uuid)?;
         let origin = match spec.source_uuid {
+            Some(_) if is_outside(spec) => Origin::Outside,
             Some(source) if seen(&store, source)?.is_none() => {
                 let stores = self.agent.config.stores.all();
                 let elsewhere = stores.iter().any(|other| other.lvstore().lvol(source).is_ok());
@@ -227,6 +233,28 @@ impl Work {
                 attributes.extend(kept(&self.object));
                 store.create_lvol(CreateLvol { name, uuid, size, thick, attributes }).await?
             }
+            (Kind::Volume, Some(id)) if is_outside(spec) => {
+                let source = match spec.source_kind {
+                    Some(Kind::Volume) => Source::Volume(id),
+                    _ => Source::Snapshot(id),
+                };
+                let mut attributes =
+                    attributes::of_volume(&spec.request_name, size, Some(source.to_attribute()), &Default::default());
+                // No file system is ever made over one that is only not here yet.
+                attributes.extend(spec.source_file_system.iter().map(|fs| (attributes::FS.to_string(), fs.clone())));
+                attributes.extend(kept(&self.object));
+                let of = spec.outside().ok_or_else(|| VolumeError::Invalid("it does not say from where".into()))?;
+                let how = CreateExternalClone {
+                    parent: of.snapshot,
+                    name,
+                    uuid,
+                    size: None,
+                    thick,
+                    attributes,
+                    hydrate: true,
+                };
+                self.agent.clone_outside(&store, of, how, size).await?
+            }
             (Kind::Volume, Some(id)) => {
                 let origin = store.lvol(id).await?;
                 let source = match origin.kind {
@@ -267,6 +295,7 @@ impl Work {
             VolumeError::Engine(e) if is_full(e.kind()) => (LvolReason::NoSpace, LATER),
             VolumeError::Engine(e) if e.kind() == ErrorKind::NotFound => (LvolReason::SourceMissing, LATER),
             VolumeError::NotFound(_) => (LvolReason::SourceMissing, LATER),
+            VolumeError::Engine(e) if e.kind() == ErrorKind::Away => (LvolReason::SourceUnavailable, SOON),
             _ => (LvolReason::CreateFailed, AFTER_FAILURE),
         };
         warn!(name = self.object.name_any(), %reason, "not created: {error}");
@@ -302,6 +331,9 @@ impl Work {
         let spec = &self.object.spec;
         // A snapshot that clones read is hidden, and goes with the last of them.
         let deferred = spec.kind == Kind::Snapshot;
+        if deferred {
+            self.agent.secure(&self.object).await?;
+        }
         match self.agent.backend.delete(spec.lvol_uuid, deferred).await {
             Err(VolumeError::Engine(e)) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(VolumeError::NotFound(_)) => Ok(()),
@@ -362,12 +394,30 @@ impl Work {
     async fn say(mut self, facts: &Facts, said: Said) -> Result<Action, Failure> {
         let id = self.object.spec.lvol_uuid;
         let since = lock(&self.agent.allocated).get(&id).map(Instant::elapsed);
-        let new = status::lvol_status(&self.object, facts.lvol.as_ref(), &said, since, jiff::Timestamp::now());
+        let now = jiff::Timestamp::now();
+        let mut new = status::lvol_status(&self.object, facts.lvol.as_ref(), &said, since, now);
+        let mut events = Vec::new();
+        if let (Some(store), Some(lvol)) = (self.store(), &facts.lvol) {
+            // In this order: whoever keeps a snapshot for us looks at the store's object when this one changes.
+            let depends = self.agent.depends(&store, lvol);
+            if self.agent.is_unpublished(&store).await {
+                self.agent.publish(&store).await?;
+            }
+            events = outside::describe(&self.object, &mut new, depends.as_ref(), now);
+        }
         let old = self.object.status.as_ref().and_then(|status| status.allocated);
         if new.allocated != old {
             lock(&self.agent.allocated).insert(id, Instant::now());
         }
         self.write(&new).await?;
+        let about = self.object.object_ref(&());
+        for (reason, note) in events {
+            let kind = match reason {
+                LvolReason::Hydrating | LvolReason::Hydrated => EventType::Normal,
+                _ => EventType::Warning,
+            };
+            self.agent.event_of(kind, &about, reason.as_str(), "Hydrate", note).await;
+        }
         Ok(match said {
             Said::Available | Said::Lost(..) => Action::await_change(),
             Said::NotReady(..) => Action::requeue(LATER),
@@ -385,6 +435,11 @@ impl Work {
 
 fn manager() -> PatchParams {
     PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() }
+}
+
+/// It is to read a snapshot of another lvstore.
+fn is_outside(spec: &LvolSpec) -> bool {
+    spec.outside().is_some_and(|of| of.lvstore != spec.lvstore_uuid)
 }
 
 fn is_full(kind: ErrorKind) -> bool {

@@ -3,6 +3,7 @@
 //! ```text
 //!   Lvstore objects ──▶ lvstores: find, format, open, close ──▶ Stores ◀── Node service
 //!   Lvol objects ─────▶ lvols: create once, grow, remove ────────┘
+//!   other nodes ◀─────▶ outside: their snapshots for our lvols, ours for theirs
 //! ```
 //!
 //! At a start without the API server the stores that were open before are opened all the same (`memory`), so that pods which
@@ -24,15 +25,21 @@ mod lvstores;
 mod memory;
 mod opening;
 mod orphans;
+mod outside;
 mod plan;
 mod report;
 mod status;
 
+pub use outside::Export;
+
 use crate::Absent;
 use crate::metrics::Wanted;
+use crate::remote::{Parents, Whereabouts};
 use coppice_controller::local::{LocalBackend, Quiesce};
+use coppice_engine::external::Access;
 use coppice_engine::{Engine, Stores};
 use coppice_kube_api::{Lvol, Lvstore, LvstoreCondition, is_true};
+use coppice_nbd::tls::Certificates;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector;
@@ -43,7 +50,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OnceCell, watch};
-use tracing::warn;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 /// Who writes, for the API server's record of fields.
@@ -63,6 +70,8 @@ pub struct Config {
     pub quiesce: Arc<dyn Quiesce>,
     /// Where lvstores lie that are files, and a note of those that are open.
     pub file_dir: PathBuf,
+    /// How other nodes read our snapshots, and we theirs; `None`: not at all.
+    pub export: Option<Export>,
     pub timing: Timing,
 }
 
@@ -100,6 +109,13 @@ pub struct Agent {
     objects: OnceLock<reflector::Store<Lvol>>,
     /// Wakes the lvols: a store came or went, or a device did.
     changed: Arc<Notify>,
+    /// Snapshots between nodes.
+    outside: outside::Outside,
+    whereabouts: Whereabouts,
+    /// How stores are opened: with what finds the parents of their lvols.
+    access: Access,
+    /// Wakes the keepers: there is something new to report.
+    served: Notify,
     cluster: OnceCell<Uuid>,
     memory: Memory,
     /// True once volumes can be used: every store was tried, or waiting for one makes no sense.
@@ -110,6 +126,24 @@ pub struct Agent {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn access(config: &Config, whereabouts: Whereabouts, certificates: Option<Certificates>) -> Access {
+    let shard = config.engine.as_ref().ok().and_then(|engine| engine.shards().first().cloned());
+    let remote = certificates.map(|certificates| (whereabouts, certificates));
+    let parents = shard.map(|shard| {
+        let runtime = tokio::runtime::Handle::current();
+        Arc::new(Parents::new(config.stores.clone(), shard, BTreeMap::new(), remote, runtime))
+    });
+    let access = Access { resolver: parents.map(|parents| parents as _), ..Access::default() };
+    match &config.export {
+        Some(export) => Access {
+            patience: export.patience,
+            hydration_bytes_per_second: export.hydration_bytes_per_second,
+            ..access
+        },
+        None => access,
+    }
 }
 
 fn conditions(object: &Lvstore) -> Vec<LvstoreCondition> {
@@ -123,7 +157,14 @@ impl Agent {
         let reporter = Reporter { controller: "coppice.io/node".into(), instance: Some(config.node.clone()) };
         let recorder = Recorder::new(config.client.clone(), reporter);
         let memory = Memory::new(&config.file_dir);
-        Arc::new(Agent {
+        let certificates = config.export.as_ref().and_then(|_| {
+            outside::placeholder(&config.node).map_err(|e| warn!("other nodes are not reached: {e}")).ok()
+        });
+        Arc::new_cyclic(|this| Agent {
+            whereabouts: outside::whereabouts(this.clone()),
+            access: access(&config, outside::whereabouts(this.clone()), certificates.clone()),
+            outside: outside::Outside::new(config.export.clone(), certificates),
+            served: Notify::new(),
             memory,
             config,
             backend,
@@ -168,20 +209,27 @@ impl Agent {
 
     /// Works until `stop` is true and what was begun is done.
     pub async fn run(self: Arc<Agent>, stop: watch::Receiver<bool>) {
-        tokio::join!(lvstores::run(self.clone(), stop.clone()), lvols::run(self, stop));
+        let others = outside::run(self.clone());
+        let own = async { tokio::join!(lvstores::run(self.clone(), stop.clone()), lvols::run(self.clone(), stop)) };
+        tokio::select! {
+            _ = own => {}
+            () = others => {}
+        }
     }
 
     /// An Event, which people see with `kubectl describe`. One that cannot be written is logged.
     async fn event(&self, about: &ObjectReference, reason: &str, action: &str, note: String) {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.into(),
-            note: Some(note.clone()),
-            action: action.into(),
-            secondary: None,
-        };
+        self.event_of(EventType::Warning, about, reason, action, note).await;
+    }
+
+    async fn event_of(&self, type_: EventType, about: &ObjectReference, reason: &str, action: &str, note: String) {
+        let event =
+            Event { type_, reason: reason.into(), note: Some(note.clone()), action: action.into(), secondary: None };
         let name = about.name.as_deref().unwrap_or_default();
-        warn!(object = name, reason, "{note}");
+        match event.type_ {
+            EventType::Warning => warn!(object = name, reason, "{note}"),
+            EventType::Normal => info!(object = name, reason, "{note}"),
+        }
         if let Err(e) = self.recorder.publish(&event, about).await {
             warn!(object = name, reason, "the Event was not written: {e}");
         }

@@ -93,7 +93,8 @@ impl Keeper {
 
     /// Opens a store that is or becomes this cluster's, and ends what was left half done, before anything else can use it.
     async fn open_store(&self, engine: &Engine, path: &Path, cluster: Uuid) -> Result<Store, Refusal> {
-        let store = engine.open_store(path, OpenStore::default()).await.map_err(device::failed)?;
+        let how = OpenStore { external: self.agent.access.clone(), ..OpenStore::default() };
+        let store = engine.open_store(path, how).await.map_err(device::failed)?;
         if let Err(e) = belong(&store, cluster).await {
             if let Err(e) = store.close().await {
                 warn!(lvstore = store.name(), "not closed: {e}");
@@ -101,6 +102,7 @@ impl Keeper {
             return Err(device::failed(e));
         }
         let config = &self.agent.config;
+        self.agent.forget_published(store.uuid()).await;
         let alone = Stores::from(vec![store.clone()]);
         let backend = LocalBackend::new(alone, config.node.clone(), config.quiesce.clone());
         if let Err(e) = backend.recover().await {

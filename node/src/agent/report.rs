@@ -68,7 +68,14 @@ impl Keeper {
         }
         set_ready(object, &mut new, info.read_only, &message);
         self.agent.config.absent.clear(&self.name);
+        new.export_endpoint = self.agent.outside.endpoint().or(new.export_endpoint);
+        let mut published = self.agent.publishing().await;
+        let parents = self.agent.parents_of(&store, new.external_parents.as_ref());
+        new.external_parents = Some(parents.clone());
+        // Until it is written nobody knows what it says.
+        published.remove(&store.uuid());
         self.write(object, &new).await?;
+        published.insert(store.uuid(), parents);
         Ok(())
     }
 

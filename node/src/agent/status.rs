@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How often allocated bytes are written, seconds.
 const ALLOCATED_SECONDS_MIN: u64 = 300;
+/// Characters of the name of a file system.
+const FS_MAX: usize = 63;
 
 /// The status of a Lvol. `since_allocated`: time since allocated bytes were written, if they were.
 pub fn lvol_status(
@@ -82,6 +84,7 @@ fn describe(status: &mut LvolStatus, lvol: &LvolInfo, since_allocated: Option<Du
     }
     status.size = Some(reported_size(&lvol.attributes, lvol.size).into());
     status.parent = lvol.parent;
+    status.file_system = lvol.attributes.get(attributes::FS).map(|held| held.chars().take(FS_MAX).collect());
     let export = |device: &String| LvolExport { kind: "fuse".to_string(), device: device.clone() };
     status.exports = lvol.exports.iter().map(export).collect();
     let allocated = lvol.allocated_clusters.saturating_mul(u64::from(lvol.cluster_size));

@@ -7,7 +7,7 @@ use coppice_controller::volume::{Consistency, Result as VolumeResult};
 use coppice_engine::{Engine, EngineConfig, LvolInfo, LvolState, OpenStore, Store, Stores};
 use coppice_fake_api::{Api, text};
 use coppice_node::Absent;
-use coppice_node::agent::{Agent, Config, Timing};
+use coppice_node::agent::{Agent, Config, Export, Timing};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,9 @@ impl Quiesce for Unmounted {
 pub struct Rig {
     pub api: Api,
     pub dir: Arc<TempDir>,
+    pub node: &'static str,
+    /// Serves its snapshots to other nodes, and reads theirs.
+    pub export: Option<Export>,
 }
 
 impl Rig {
@@ -50,7 +53,30 @@ impl Rig {
         let api = Api::new();
         let system = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "kube-system" } });
         api.put("namespaces", system);
-        Ok(Rig { api, dir })
+        Ok(Rig { api, dir, node: NODE, export: None })
+    }
+
+    /// A node of a cluster whose nodes read each other's snapshots.
+    pub fn beside(api: &Api, node: &'static str) -> Result<Rig> {
+        let export = Export {
+            address: ([127, 0, 0, 1], 0).into(),
+            namespace: "coppice".into(),
+            unpin_after: Duration::from_millis(300),
+            patience: Duration::from_secs(20),
+            hydration_bytes_per_second: None,
+        };
+        Ok(Rig { api: api.clone(), dir: Arc::new(tempfile::tempdir()?), node, export: Some(export) })
+    }
+
+    /// Of agents that start from now on.
+    pub fn hydrate_at(&mut self, bytes_per_second: Option<u64>) {
+        if let Some(export) = &mut self.export {
+            export.hydration_bytes_per_second = bytes_per_second;
+        }
+    }
+
+    pub fn pool_name(&self) -> String {
+        format!("{}-pool", self.node)
     }
 
     pub fn cluster(&self) -> Uuid {
@@ -65,8 +91,8 @@ impl Rig {
     /// Writes a Lvstore object on a file of that name; `spec` is added to what it needs.
     pub fn lvstore(&self, store: &str, spec: Value) {
         let mut object = json!({
-            "apiVersion": "coppice.io/v1alpha1", "kind": "Lvstore", "metadata": { "name": format!("{NODE}-{store}") },
-            "spec": { "node": NODE, "name": store, "device": format!("{store}.img"), "clusterSize": "64Ki" }
+            "apiVersion": "coppice.io/v1alpha1", "kind": "Lvstore", "metadata": { "name": format!("{}-{store}", self.node) },
+            "spec": { "node": self.node, "name": store, "device": format!("{store}.img"), "clusterSize": "64Ki" }
         });
         merge(&mut object["spec"], spec);
         self.api.put("lvstores", object);
@@ -86,11 +112,11 @@ impl Rig {
     /// Writes a Lvol object of a volume in the pool.
     pub fn volume(&self, name: &str, spec: Value) -> Result<Uuid> {
         let uuid = Uuid::new_v4();
-        let pool = self.uuid_of(POOL).context("the pool has a UUID")?;
+        let pool = self.uuid_of(&self.pool_name()).context("the pool has a UUID")?;
         let mut object = json!({
             "apiVersion": "coppice.io/v1alpha1", "kind": "Lvol", "metadata": { "name": name },
             "spec": {
-                "requestName": name, "kind": "Volume", "size": "4Mi", "provisioning": "Thin", "node": NODE,
+                "requestName": name, "kind": "Volume", "size": "4Mi", "provisioning": "Thin", "node": self.node,
                 "lvstoreUUID": pool, "lvolUUID": uuid, "adopted": false
             }
         });
@@ -139,17 +165,27 @@ impl Rig {
         })
     }
 
+    /// With a token of another node.
+    pub fn start_as(&self, node: &str) -> Result<Running> {
+        self.start_of(node, Timing { look: Duration::from_millis(150), ..Timing::default() })
+    }
+
     pub fn start_with(&self, timing: Timing) -> Result<Running> {
+        self.start_of(self.node, timing)
+    }
+
+    fn start_of(&self, token: &str, timing: Timing) -> Result<Running> {
         let engine = Engine::start(EngineConfig { shards: 1, ..EngineConfig::default() })?;
         let (stores, absent) = (Stores::default(), Absent::default());
         let agent = Agent::new(Config {
-            client: self.api.client(),
-            node: NODE.into(),
+            client: self.api.client_as("system:serviceaccount:coppice:coppice-node", token),
+            node: self.node.into(),
             engine: Ok(engine.clone()),
             stores: stores.clone(),
             absent: absent.clone(),
             quiesce: Arc::new(Unmounted),
             file_dir: self.dir.path().to_path_buf(),
+            export: self.export.clone(),
             timing,
         });
         let stop = watch::Sender::new(false);
@@ -174,6 +210,10 @@ impl Running {
         self.task.abort();
         let _ = self.task.await;
         self.engine.shutdown().await;
+        // What a process takes with it: a store that is in the list holds who looks for parents in that list.
+        for store in self.stores.all().iter() {
+            self.stores.remove(store.uuid());
+        }
     }
 
     pub async fn stop(self) -> Result<()> {
