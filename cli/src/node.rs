@@ -13,9 +13,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use coppice_controller::csi::IdentityService;
 use coppice_engine::Stores;
+use coppice_engine::external::PARENT_PATIENCE;
 use coppice_node::Absent;
 use coppice_node::admin::AdminService;
-use coppice_node::agent::{self, Agent, Timing};
+use coppice_node::agent::{self, Agent, Export, Timing};
 use coppice_node::csi::NodeService;
 use coppice_node::metrics::StoreMetrics;
 use coppice_node::registration::Registrar;
@@ -24,7 +25,7 @@ use coppice_proto::capability::DRIVER_NAME;
 use coppice_proto::csi::v1::identity_server::IdentityServer;
 use coppice_proto::csi::v1::node_server::NodeServer;
 use coppice_proto::unix;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,9 @@ use tracing::{info, warn};
 
 /// How long the agent may take to end what it began.
 const AGENT_SECONDS_MAX: u64 = 20;
+/// How long nothing may need a pinned snapshot until its pin goes: an API server that was restored from a backup says what was,
+/// until the agents have corrected it.
+const UNPIN_SECONDS: u64 = 30;
 
 #[derive(Args, Clone, Debug)]
 pub struct NodeArgs {
@@ -54,6 +58,20 @@ pub struct NodeArgs {
     /// Where health, readiness and metrics are served
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9808")]
     pub http: SocketAddr,
+    /// Address of this pod, at which other nodes read the snapshots of this one; without it none are read across nodes
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub export_ip: Option<IpAddr>,
+    #[arg(long, value_name = "PORT", default_value_t = 10809)]
+    pub export_port: u16,
+    /// Namespace of this pod, where the certificates of the export's authority are
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "coppice")]
+    pub pod_namespace: String,
+    /// How long a read waits for a node that is away, until it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = PARENT_PATIENCE.as_secs())]
+    pub parent_timeout: u64,
+    /// Most bytes per second that are copied from other nodes into one lvstore; default: as many as possible
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    pub hydration_rate: Option<u64>,
     /// Data threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub shards: usize,
@@ -83,6 +101,13 @@ pub async fn run(args: NodeArgs) -> Result<()> {
         absent,
         quiesce: Arc::new(NodeQuiesce(node.clone())),
         file_dir: args.file_dir,
+        export: args.export_ip.map(|ip| Export {
+            address: SocketAddr::new(ip, args.export_port),
+            namespace: args.pod_namespace,
+            unpin_after: Duration::from_secs(UNPIN_SECONDS),
+            patience: Duration::from_secs(args.parent_timeout),
+            hydration_bytes_per_second: args.hydration_rate,
+        }),
         timing: Timing::default(),
     });
 

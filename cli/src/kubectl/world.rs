@@ -100,7 +100,7 @@ impl World {
     pub fn family(&self, of: Uuid) -> BTreeSet<Uuid> {
         let ways = self.lvols.iter().flat_map(|lvol| {
             let parent = lvol.status.as_ref().and_then(|status| status.parent);
-            [parent, lvol.spec.source_uuid].map(|other| (lvol.spec.lvol_uuid, other))
+            [parent, lvol.spec.source_uuid, lvol.spec.source_snapshot_uuid].map(|other| (lvol.spec.lvol_uuid, other))
         });
         let kept = self.lvstores.iter().flat_map(|store| store.status.iter().flat_map(|status| &status.kept));
         let mut next_to: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
