@@ -27,6 +27,8 @@ in_order() {
 scenario rights "both accounts may do what they need, and nothing else"
 scenario_rights() {
     diff - <(rights_of coppice-node) <<'END' || die "the agent's rights are others"
+certificatesigningrequests.certificates.k8s.io [get create]
+configmaps [coppice-export-ca] [get]
 events.events.k8s.io [create patch]
 lvols.coppice.io [get list watch patch]
 lvols.coppice.io/status [patch]
@@ -37,6 +39,11 @@ nodes [get]
 END
     # Ours and those of the sidecars together.
     diff - <(rights_of coppice-controller) <<'END' || die "the controller's rights are others"
+certificatesigningrequests.certificates.k8s.io [list watch]
+certificatesigningrequests.certificates.k8s.io/approval [patch]
+certificatesigningrequests.certificates.k8s.io/status [patch]
+configmaps [coppice-export-ca] [get patch]
+configmaps [create]
 csinodes.storage.k8s.io [get list watch]
 csistoragecapacities.storage.k8s.io [get list watch create patch update delete]
 events [create patch update]
@@ -56,6 +63,9 @@ persistentvolumeclaims/status [patch]
 persistentvolumes [get list watch create patch delete]
 pods [get]
 replicasets.apps [get]
+secrets [coppice-export-ca] [get patch]
+secrets [create]
+signers.certificates.k8s.io [coppice.io/export] [approve sign]
 storageclasses.storage.k8s.io [get list watch]
 volumeattachments.storage.k8s.io [get list watch]
 volumeattributesclasses.storage.k8s.io [get list watch]
