@@ -48,15 +48,19 @@ END
 }
 no_large_stores() {
     local n
+    k delete pod,pvc,volumesnapshot --all --timeout 60s >/dev/null
+    (wait_for 60 "the large stores to be empty" nothing_in_large) || return
     kubectl delete lvstore/node1-large lvstore/node2-large storageclass/e2e-large --ignore-not-found >/dev/null
     for n in 1 2; do "$HERE/node.sh" run "$n" rm -f /var/lib/coppice/large.img || true; done
 }
+
+nothing_in_large() { [[ -z $(kubectl get lvols --selector coppice.io/lvstore=large --output name) ]]; }
 
 scenario other-node-restore "a VolumeSnapshot becomes a volume of another node within a second, of 1 and of 64 GiB, and needs nobody soon"
 scenario_other_node_restore() {
     local size sum new
     large_stores
-    trap 'node_back 1; k delete pod,pvc,volumesnapshot --all --timeout 60s >/dev/null; no_large_stores' EXIT
+    trap 'node_back 1; no_large_stores' EXIT
     for size in 1Gi 64Gi; do
         { pvc "a-${size,,}" $size class=e2e-large && pod "a-${size,,}" node=node1; } | apply
         running "a-${size,,}"
@@ -144,7 +148,7 @@ scenario_other_node_away() {
     wait_for 60 "it to be degraded" condition_is True/SourceUnavailable "$lvol" Degraded
     if in_pod b dd if=/dev/volume of=/dev/null bs=1M skip=120 count=8 iflag=direct 2>/dev/null; then die "it reads what is on node1"; fi
     same "its own data" "$own" "$(in_pod b sh -c 'dd if=/dev/volume bs=1M skip=300 count=8 iflag=direct 2>/dev/null | sha256sum')"
-    { said node 9808; } >"$TIMES.metrics"
+    kubectl get --raw "/api/v1/namespaces/$NAMESPACE/pods/$(agent_of 2):9808/proxy/metrics" >"$TIMES.metrics"
     at_least "degraded lvols" 1 "$(sum "$TIMES.metrics" coppice_lvols_degraded 'node="node2"')"
     "$HERE/enter.sh" kubectl coppice get volumes --namespace "$space" | grep -q Degraded || die "kubectl coppice does not say it"
     "$HERE/node.sh" on 1
