@@ -6,6 +6,7 @@
 //! call, which shows the cost of the engine's own code.
 
 mod clusters;
+mod elsewhere;
 mod flush;
 mod load;
 mod place;
@@ -64,6 +65,8 @@ enum Part {
     Load,
     /// Snapshot and delete by size.
     Size,
+    /// A snapshot of another store: the first read, the copy, the others' latency meanwhile.
+    Elsewhere,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +119,11 @@ fn parts(args: &BenchArgs, effort: &Effort, show: &mut Show<'_>) -> Result<()> {
             if wanted(Part::Load) {
                 snapshot::under_load(&place, effort, cluster, show).context("snapshots under load")?;
             }
+        }
+    }
+    if wanted(Part::Elsewhere) {
+        for (name, dir) in places(args)? {
+            elsewhere::rows(name, &dir, effort, cluster, show).context("a snapshot of another store")?;
         }
     }
     if wanted(Part::Null) {

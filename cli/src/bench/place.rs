@@ -51,7 +51,7 @@ impl Place {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    fn shard(&self) -> Result<ShardHandle> {
+    pub fn shard(&self) -> Result<ShardHandle> {
         self.engine.shards().first().cloned().context("the engine has a data thread")
     }
 
@@ -65,6 +65,10 @@ impl Place {
 
     /// A new store on the file.
     pub fn store(&self, cluster_size: Option<u32>) -> Result<OnStore<'_>> {
+        self.store_with(cluster_size, OpenStore::default())
+    }
+
+    pub fn store_with(&self, cluster_size: Option<u32>, open: OpenStore) -> Result<OnStore<'_>> {
         let how = CreateStore {
             file_size: None,
             name: "bench".into(),
@@ -75,7 +79,7 @@ impl Place {
             owner: None,
         };
         block_on(self.engine.create_store(&self.path(), how))?;
-        let store = block_on(self.engine.open_store(&self.path(), OpenStore::default()))?;
+        let store = block_on(self.engine.open_store(&self.path(), open))?;
         Ok(OnStore { place: self, store })
     }
 }
@@ -163,6 +167,11 @@ impl OnStore<'_> {
         Ok(block_on(self.store.clone_snapshot(how))?.uuid)
     }
 
+    /// Has nothing left when it answers.
+    pub fn remove(&self, lvol: Uuid) -> Result<()> {
+        Ok(block_on(self.store.delete(lvol, false))?)
+    }
+
     /// Writes the whole of a lvol, so that every cluster is its own, and makes it durable.
     pub fn fill(&self, lvol: Uuid) -> Result<()> {
         let lv = self.lvstore();
@@ -234,6 +243,8 @@ pub struct Effort {
     pub touches: u64,
     /// Snapshots taken under load.
     pub snapshots: usize,
+    /// Bytes of the snapshot that is restored on another store.
+    pub elsewhere_bytes: u64,
     /// Sizes of the mapped lvols that are snapshotted, GiB.
     pub mapped_gib: &'static [u64],
 }
@@ -246,6 +257,7 @@ impl Effort {
         file_bytes: 5 << 29,
         touches: 1024,
         snapshots: 20,
+        elsewhere_bytes: 1 << 30,
         mapped_gib: &[1, 64, 1024],
     };
     pub const QUICK: Effort = Effort {
@@ -255,6 +267,7 @@ impl Effort {
         file_bytes: 1 << 30,
         touches: 256,
         snapshots: 5,
+        elsewhere_bytes: 128 << 20,
         mapped_gib: &[1, 16],
     };
 }
