@@ -25,6 +25,10 @@ pub const CSI_VOLUME_SNAPSHOT: &str = "coppice.csi.volumesnapshot";
 /// How the volume's class wants a restore done, when it says.
 pub const CSI_RESTORE: &str = "coppice.csi.restore";
 
+/// Of a lvol that was made from a snapshot of another lvstore: `SNAPSHOT,LVSTORE,NODE`, where it was read first. What is made
+/// from the lvol has it, too, for it reads the same.
+pub const OUTSIDE: &str = "coppice.outside";
+
 /// The file system that was made on the lvol. Set after mkfs, inherited by snapshots and clones, never removed: from
 /// then on a lvol that probes as blank has lost data.
 pub const FS: &str = "coppice.fs";
@@ -37,9 +41,10 @@ fn is_of_fs(key: &str) -> bool {
     key == FS || key.starts_with("coppice.fs.") || key == CSI_FSTYPE
 }
 
-/// What a snapshot or clone takes over from its source: everything known about the file system on it.
+/// What a snapshot or clone takes over from its source: everything known about the file system on it, and from where it reads.
 pub fn inherited(source: &Attributes) -> Attributes {
-    source.iter().filter(|(key, _)| is_of_fs(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    let is_inherited = |key: &str| is_of_fs(key) || key == OUTSIDE;
+    source.iter().filter(|(key, _)| is_inherited(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Takes over anew what `inherited` answers, from what the source is now.

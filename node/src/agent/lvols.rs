@@ -244,6 +244,7 @@ impl Work {
                 attributes.extend(spec.source_file_system.iter().map(|fs| (attributes::FS.to_string(), fs.clone())));
                 attributes.extend(kept(&self.object));
                 let of = spec.outside().ok_or_else(|| VolumeError::Invalid("it does not say from where".into()))?;
+                attributes.insert(attributes::OUTSIDE.into(), format!("{},{},{}", of.snapshot, of.lvstore, of.node));
                 let how = CreateExternalClone {
                     parent: of.snapshot,
                     name,

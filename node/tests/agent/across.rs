@@ -335,8 +335,61 @@ async fn who_is_not_wanted_any_more_leaves_no_pin() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(1000)).await;
     ensure!(is_pinned(&a.store()?, snapshot), "it is still to be made");
     two.remove("copy");
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    ensure!(is_pinned(&a.store()?, snapshot), "its reader may have made it, and has not said otherwise");
+    let b = two.b.start()?;
     eventually("unpinned", || a.store().is_ok_and(|store| !is_pinned(&store, snapshot))).await?;
+    b.stop().await?;
     a.stop().await
+}
+
+/// Every object of B is gone, as after a slip, a cluster built anew or an older backup of it: while B is off, and while it
+/// works. The engines know better; and what is made anew reads on.
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_are_gone_say_nothing() -> Result<()> {
+    let mut two = Two::new()?;
+    two.b.hydrate_at(Some(64 << 10));
+    let (a, b) = two.start().await?;
+    let (_, snapshot) = two.source(&a, 6).await?;
+    let copy = two.restore("copy", snapshot)?;
+    two.b.lvol_is("copy", "Ready", "True/Available").await?;
+    let (lvol, lvstore) = (two.api.get("lvols", "copy"), two.api.get("lvstores", "node-b-pool"));
+    let (mut lvol, lvstore) = (lvol.context("the lvol")?, lvstore.context("the lvstore")?);
+    two.remove("snapshot");
+    two.remove("source");
+    eventually("the source's objects are gone", || two.api.all("lvols").len() == 1).await?;
+
+    // An older backup: nothing of it is there, and B's store works.
+    two.api.remove("lvols", "copy");
+    let mut older = lvstore.clone();
+    older["status"]["externalParents"] = json!([]);
+    two.api.remove("lvstores", "node-b-pool");
+    two.api.put("lvstores", older);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    ensure!(is_pinned(&a.store()?, snapshot), "unpinned by an older backup");
+    b.kill().await;
+    two.api.remove("lvstores", "node-b-pool");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    ensure!(is_pinned(&a.store()?, snapshot), "unpinned because nothing is there any more");
+
+    // Both made anew by a person, who does not know where it reads.
+    let spec = lvol["spec"].as_object_mut().context("a spec")?;
+    spec.retain(|key, _| !key.starts_with("source"));
+    spec.insert("adopted".into(), json!(true));
+    lvol["status"] = json!({});
+    let mut anew = lvstore;
+    anew["spec"]["adopt"] = anew["status"]["uuid"].clone();
+    anew["status"] = json!({});
+    two.api.put("lvstores", anew);
+    two.api.put("lvols", lvol);
+    two.b.hydrate_at(None);
+    let b = two.b.start()?;
+    eventually("its store names it again", || two.parents() == [snapshot.to_string()]).await?;
+    eventually("it is hydrated", || b.store().is_ok_and(|store| store.external_parents().is_empty())).await?;
+    holds(&b.store()?, copy, 6).await?;
+    eventually("A has nothing left of it", || a.store().is_ok_and(|store| store.lvstore().lvols().is_empty())).await?;
+    a.stop().await?;
+    b.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

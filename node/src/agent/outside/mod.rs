@@ -8,9 +8,10 @@
 //!   takes it out of its Lvstore when it is cut                names it still, and unpins it if not    (pins)
 //! ```
 //!
-//! The rule that all this keeps: *as long as a lvol in B's store reads the snapshot, B's Lvstore object names it, and as long
-//! as that names it, A keeps the pin.* B names it before the lvol can exist, and takes it out after it is cut off; A asks the
-//! API server itself, never what it remembers. Where nothing can be asked, everything stays as it is.
+//! The rule that all this keeps: *as long as a lvol in B's store reads the snapshot, B's Lvstore object names it, and A keeps
+//! the pin until nothing names it any more and B's store itself says that nothing reads it.* B names it before the lvol can
+//! exist, and takes it out after it is cut off; A asks the API server and B's agent (unread), never what it remembers. Where
+//! nothing can be asked, everything stays as it is.
 
 mod clone;
 mod hydration;
@@ -18,6 +19,7 @@ mod identity;
 mod pins;
 mod publish;
 mod serve;
+mod unread;
 mod whereabouts;
 
 pub use hydration::describe;
@@ -25,6 +27,7 @@ pub use identity::placeholder;
 pub use serve::Gate;
 pub use whereabouts::whereabouts;
 
+use coppice_engine::Stores;
 use coppice_nbd::server::Server;
 use coppice_nbd::tls::Certificates;
 use hydration::Seen;
@@ -34,6 +37,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use unread::Readers;
 use uuid::Uuid;
 
 /// How snapshots are served to other nodes.
@@ -43,8 +47,8 @@ pub struct Export {
     pub address: SocketAddr,
     /// Where Coppice is installed, and the certificates of its authority are.
     pub namespace: String,
-    /// How long nothing may name a pinned snapshot, by what the API server says, until its pin is taken away: longer than an
-    /// agent needs to correct what an older backup of the API's data says.
+    /// How long nothing may name a pinned snapshot, by what the API server says, until the reader itself is asked whether its
+    /// pin can go.
     pub unpin_after: Duration,
     /// How long a read waits for a node that is away, until it fails.
     pub patience: Duration,
@@ -63,8 +67,10 @@ pub struct Outside {
     endpoint: OnceLock<SocketAddr>,
     /// Held while something is pinned or unpinned.
     pinning: tokio::sync::Mutex<pins::Memory>,
-    /// Wakes who looks at pins.
+    /// Wakes who looks which pins go.
     look: Notify,
+    /// Wakes who pins.
+    store_came: Notify,
     /// Held while it is written what a store of ours depends on.
     publishing: tokio::sync::Mutex<Published>,
     intents: Arc<Mutex<Intents>>,
@@ -82,6 +88,7 @@ impl Outside {
             endpoint: OnceLock::new(),
             pinning: tokio::sync::Mutex::default(),
             look: Notify::new(),
+            store_came: Notify::new(),
             publishing: tokio::sync::Mutex::default(),
             intents: Arc::default(),
             seen: Mutex::default(),
@@ -95,7 +102,11 @@ impl Outside {
 
     /// A store came: what is pinned in it, or to be, is looked at.
     pub fn store_came(&self) {
-        self.look.notify_one();
+        self.store_came.notify_one();
+    }
+
+    fn readers(&self, stores: &Stores) -> Readers {
+        Readers { stores: stores.clone(), intents: self.intents.clone() }
     }
 }
 

@@ -5,6 +5,7 @@ use super::super::failure::{Failure, ask};
 use super::super::{Agent, MANAGER, lock};
 use coppice_engine::Store;
 use coppice_kube_api::{EXTERNAL_PARENTS_MAX, ExternalParent, Lvstore};
+use coppice_proto::attributes;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::reflector;
 use kube::{Api, ResourceExt};
@@ -22,6 +23,17 @@ const CONFLICTS_MAX: u32 = 20;
 pub struct Origin {
     pub lvstore: Uuid,
     pub node: Option<String>,
+}
+
+impl Origin {
+    /// From the attribute `OUTSIDE`, if it is about this snapshot.
+    fn parse(text: &str, snapshot: Uuid) -> Option<Origin> {
+        let mut parts = text.splitn(3, ',');
+        let of = Uuid::parse_str(parts.next()?).ok()?;
+        let lvstore = Uuid::parse_str(parts.next()?).ok()?;
+        let node = parts.next().filter(|node| !node.is_empty()).map(str::to_string);
+        (of == snapshot).then_some(Origin { lvstore, node })
+    }
 }
 
 /// Clones that are being made: (our store, snapshot), how many, and where from.
@@ -69,7 +81,15 @@ impl Agent {
                 let found = named.into_iter().find(|parent| parent.snapshot_uuid == snapshot)?;
                 Some(Origin { lvstore: found.lvstore_uuid?, node: found.node.clone() })
             })
+            .or_else(|| self.origin_at_rest(snapshot))
         })
+    }
+
+    /// As `origin_of`, by what our lvols themselves say: objects may have been made anew.
+    fn origin_at_rest(&self, snapshot: Uuid) -> Option<Origin> {
+        let stores = self.config.stores.all();
+        let mut lvols = stores.iter().flat_map(|store| store.lvstore().lvols());
+        lvols.find_map(|lvol| Origin::parse(lvol.attributes.get(attributes::OUTSIDE)?, snapshot))
     }
 
     /// What the object of the store has to say now. `old`: what it says.
@@ -79,6 +99,12 @@ impl Agent {
             lock(&self.outside.intents).keys().filter(|(of, _)| *of == store.uuid()).map(|(_, id)| *id).collect();
         let all: BTreeSet<Uuid> = store.external_parents().into_iter().chain(intended).collect();
         let said = |id: Uuid| old.into_iter().flatten().find(|parent| parent.snapshot_uuid == id).cloned();
+        // What metadata names that cannot be read, nobody knows: then everything stays that was said.
+        let kept = old.into_iter().flatten().map(|parent| parent.snapshot_uuid);
+        let all: BTreeSet<Uuid> = match store.knows_external_parents() {
+            true => all,
+            false => all.into_iter().chain(kept).collect(),
+        };
         let mut parents: Vec<ExternalParent> = all
             .into_iter()
             .map(|id| match (said(id).filter(|parent| parent.lvstore_uuid.is_some()), self.origin_of(id)) {
@@ -97,6 +123,12 @@ impl Agent {
             parents.truncate(EXTERNAL_PARENTS_MAX);
         }
         parents
+    }
+
+    /// Whether a list has what is about to be read.
+    fn all_named(&self, store: &Store, parents: &[ExternalParent]) -> bool {
+        let named = |id: Uuid| parents.iter().any(|parent| parent.snapshot_uuid == id);
+        lock(&self.outside.intents).keys().filter(|(of, _)| *of == store.uuid()).all(|(_, id)| named(*id))
     }
 
     /// Held from finding out what a store depends on until that is written.
@@ -124,6 +156,7 @@ impl Agent {
         let mut published = self.outside.publishing.lock().await;
         if let Some(old) = published.get(&store.uuid())
             && *old == self.parents_of(store, Some(old))
+            && self.all_named(store, old)
         {
             return Ok(());
         }
@@ -143,6 +176,11 @@ impl Agent {
                 return Err(Failure::Unsaid(format!("the Lvstore object {name} is another one now")));
             }
             let wanted = self.parents_of(store, status.external_parents.as_ref());
+            if !self.all_named(store, &wanted) {
+                return Err(Failure::Unsaid(format!(
+                    "it cannot name more than {EXTERNAL_PARENTS_MAX} snapshots of others"
+                )));
+            }
             if status.external_parents.as_ref() != Some(&wanted) {
                 let patch = json!({
                     "metadata": { "resourceVersion": object.metadata.resource_version },

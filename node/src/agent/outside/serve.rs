@@ -2,9 +2,9 @@
 //! earlier finds nobody, and not a server that knows nothing.
 
 use super::super::{Agent, lock};
+use super::unread::{Readers, Unread, Yes};
 use crate::remote::Exports;
 use async_trait::async_trait;
-use coppice_engine::Stores;
 use coppice_nbd::server::{self, Identity, Limits, Listed, Listener, Peer, Refusal, Server, Source};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -51,6 +51,7 @@ impl Drop for Shut {
 struct Gated {
     exports: Exports,
     gate: Gate,
+    readers: Readers,
 }
 
 #[async_trait]
@@ -62,6 +63,10 @@ impl server::Exports for Gated {
     async fn open(&self, peer: &Peer, name: &str) -> Result<Arc<dyn Source>, Refusal> {
         if self.gate.is_shut(name, peer) {
             return Err(Refusal::Unavailable("it is being looked whether you need it: try again".into()));
+        }
+        if let Some(what) = Unread::parse(name) {
+            let yes = self.readers.answer(what).map(|()| Arc::new(Yes) as Arc<dyn Source>);
+            return yes.map_err(Refusal::Unavailable);
         }
         self.exports.open(peer, name).await
     }
@@ -83,7 +88,10 @@ pub async fn run(agent: &Agent) {
         }
     };
     let at = listener.local_addr().unwrap_or(export.address);
-    match start(agent.config.stores.clone(), outside.gate.clone(), listener, certificates.clone()) {
+    let stores = agent.config.stores.clone();
+    let readers = outside.readers(&stores);
+    let exports = Gated { exports: Exports::new(stores), gate: outside.gate.clone(), readers };
+    match start(exports, listener, certificates.clone()) {
         Ok(server) => {
             let _ = outside.server.set(Arc::new(server));
             let _ = outside.endpoint.set(at);
@@ -95,11 +103,9 @@ pub async fn run(agent: &Agent) {
 }
 
 fn start(
-    stores: Stores,
-    gate: Gate,
+    exports: Gated,
     listener: TcpListener,
     certificates: coppice_nbd::tls::Certificates,
 ) -> Result<Server, server::LimitsError> {
-    let exports = Arc::new(Gated { exports: Exports::new(stores), gate });
-    Server::start(Listener::Tcp { listener, certificates }, exports, Limits::default())
+    Server::start(Listener::Tcp { listener, certificates }, Arc::new(exports), Limits::default())
 }
