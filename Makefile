@@ -34,8 +34,8 @@ lint: ## rustfmt, clippy, cargo deny, shellcheck, tidy
 	@$(SETUP) build lint
 	@scripts/lint.sh
 
-bench: ## raw device against lvol, in one run (root)
-	@$(SETUP) build run
+bench: ## raw device against lvol, and nbdcopy against hydration, in one run (root)
+	@$(SETUP) build run test
 	@cargo build --quiet --release -p coppice
 	@"$${CARGO_TARGET_DIR:-target}/release/coppice" bench $(BENCH_ARGS)
 

@@ -43,6 +43,6 @@ part rustfmt format
 part clippy cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
 part "cargo deny" deny
 part shellcheck shell
-part tidy cargo test --quiet -p coppice --test tidy
+part tidy cargo test --quiet --workspace --test tidy
 
 if ((${#failed[@]})); then die "failed: ${failed[*]}"; fi

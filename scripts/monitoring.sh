@@ -47,7 +47,7 @@ jq '{groups: [{name: "dashboard", rules: [.panels[].targets[]?.expr | gsub("\\$_
 promtool check rules "$tmp/dashboard.json"
 
 mkdir "$tmp/said"
-(cd "$ROOT" && COPPICE_EXPOSITIONS=$tmp/said cargo test --quiet -p coppice --test monitoring)
+(cd "$ROOT" && COPPICE_EXPOSITIONS=$tmp/said cargo test --quiet --workspace --test monitoring)
 for role in standalone node controller; do
     promtool check metrics <"$tmp/said/$role" || die "promtool finds fault with what $role says"
 done

@@ -21,6 +21,10 @@ step() {
     names+=("$1") kinds+=("$2") texts+=("$3") commands+=("$4")
 }
 
+# Tests of the release binary are built as all others are; Cargo would build everything a second time for optimised ones.
+with_binary="env COPPICE_BIN=$TARGET_DIR/release/coppice"
+tried="$with_binary cargo test --workspace --test"
+
 # -- the table ------------------------------------------------------------------------------------------------------
 step unit fast "unit and integration tests" \
     "cargo test --workspace --no-fail-fast"
@@ -31,27 +35,27 @@ step fuzz full "every parser of bytes from outside, 5 s each" \
 step build full "the release binary, which the next steps use" \
     "cargo build --release -p coppice"
 step chart full "the Helm chart: lint, schema, its kinds against coppice crds" \
-    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/chart.sh"
+    "$with_binary scripts/chart.sh"
 step monitoring full "alerts, dashboard and metrics: promtool, and names that agree" \
     "scripts/monitoring.sh"
 step bench full "coppice bench runs and prints what it promises (figures are not judged)" \
-    "cargo test --release -p coppice --test bench -- --ignored"
+    "$tried bench -- --ignored"
 step power-cuts full "power cuts under the real binary, on a disk whose write cache forgets" \
-    "cargo test --release -p coppice --test power_cut -- --ignored --nocapture"
+    "$tried power_cut -- --ignored --nocapture"
 step csi-sanity full "csi-sanity over {thin, thick} x {mount, block}" \
     "scripts/csi-sanity.sh"
 step demo full "the demo: plain, interrupted, twice at once" \
     "scripts/demo-test.sh"
 step callers full "random CSI callers while the driver is killed; COPPICE_CALLERS_SECONDS=N goes on with fresh seeds" \
-    "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) cargo test --release -p coppice --test callers -- --ignored --nocapture"
+    "timeout --kill-after=10 $((600 + ${COPPICE_CALLERS_SECONDS:-0})) $tried callers -- --ignored --nocapture"
 step two-nodes full "a snapshot of one process is a volume of another: bad networks, certificates, kills of either side" \
-    "cargo test --release -p coppice --test two_nodes -- --ignored"
+    "$tried two_nodes -- --ignored"
 step file-systems full "ext4, xfs and btrfs under fio while snapshots come and go; kill -9 under load" \
     "scripts/fs-torture.sh"
 step e2e full "claims, snapshots, clones and what may happen to them, on a Kubernetes cluster; KILLS=200 for a longer last one" \
-    "KILLS=\${KILLS:-60} COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/e2e.sh"
+    "KILLS=\${KILLS:-60} $with_binary scripts/e2e.sh"
 step conformance full "the fast part of Kubernetes' own storage suite" \
-    "COPPICE_BIN=\${CARGO_TARGET_DIR:-target}/release/coppice scripts/conformance.sh --fast"
+    "$with_binary scripts/conformance.sh --fast"
 # -------------------------------------------------------------------------------------------------------------------
 
 index_of() {

@@ -1,6 +1,9 @@
 //! `coppice bench --quick` runs to its end, and what it prints for programs is what the documents promise. The figures
 //! themselves are not judged: a test machine is busy with other tests.
 
+#[path = "common/program.rs"]
+mod program;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -14,10 +17,8 @@ fn number(row: &Value, key: &str) -> Result<f64> {
 #[ignore = "half a minute of full load; the step \"bench\" of scripts/test.sh runs it"]
 fn a_quick_run_prints_every_row_as_json() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let run = Command::new(env!("CARGO_BIN_EXE_coppice"))
-        .args(["-o", "json", "bench", "--quick", "--dir"])
-        .arg(dir.path())
-        .output()?;
+    let run =
+        Command::new(program::coppice()).args(["-o", "json", "bench", "--quick", "--dir"]).arg(dir.path()).output()?;
     ensure!(run.status.success(), "bench failed: {}", String::from_utf8_lossy(&run.stderr));
     let printed: Value = serde_json::from_slice(&run.stdout)?;
     let rows = printed["rows"].as_array().context("an array of rows")?;
@@ -56,6 +57,21 @@ fn a_quick_run_prints_every_row_as_json() -> Result<()> {
     }
     for name in ["null: 4k random read qd32", "snapshot, 1 GiB mapped", "delete of the snapshot, 1 GiB mapped"] {
         ensure!(names.contains(name), "row {name}");
+    }
+    for device in ["file", "memory"] {
+        for what in [
+            "restored elsewhere: created and first read",
+            "4k read of the other store's qd1 p99",
+            "hydration of 128 MiB, nbdcopy / lvol",
+            "4k read qd4 p99, calm / another hydrates",
+        ] {
+            let name = format!("{device}: {what}");
+            let row = rows.iter().find(|row| row["name"] == name.as_str()).with_context(|| format!("row {name}"))?;
+            ensure!(number(row, "lvol")? > 0.0, "{row}");
+        }
+        let copy = format!("{device}: hydration of 128 MiB, nbdcopy / lvol");
+        let row = rows.iter().find(|row| row["name"] == copy.as_str()).context("the row of the copy")?;
+        ensure!(number(row, "raw")? > 0.0, "nbdcopy is there: {row}");
     }
     ensure!(std::fs::read_dir(dir.path())?.next().is_none(), "nothing stays behind");
     Ok(())

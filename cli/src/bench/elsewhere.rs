@@ -69,15 +69,28 @@ impl Authority {
 
 /// One store serves a snapshot, the other makes volumes of it.
 struct Pair<'a> {
-    _a: OnStore<'a>,
+    // Who reads is closed before what it reads from.
     b: OnStore<'a>,
+    _served: Served,
+    _a: OnStore<'a>,
     snapshot: Uuid,
     bytes: u64,
     at: SocketAddr,
     /// With what nbdcopy shows who it is.
     folder: TempDir,
+}
+
+struct Served {
     server: Option<Server>,
     runtime: Handle,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+    }
 }
 
 impl<'a> Pair<'a> {
@@ -116,7 +129,8 @@ impl<'a> Pair<'a> {
         let snapshot = store_a.snapshot(volume, "snapshot")?;
         let pin = Pin { lvstore: store_b.store.uuid(), reader: READER.into() };
         block_on(store_a.store.pin(snapshot, pin))?;
-        Ok(Pair { _a: store_a, b: store_b, snapshot, bytes, at, folder, server: Some(server), runtime })
+        let _served = Served { server: Some(server), runtime };
+        Ok(Pair { b: store_b, _served, _a: store_a, snapshot, bytes, at, folder })
     }
 
     fn restore(&self, name: &str, hydrate: bool) -> Result<Uuid> {
@@ -171,14 +185,6 @@ impl<'a> Pair<'a> {
             bail!("nbdcopy: {}", String::from_utf8_lossy(&done.stderr));
         }
         Ok(began.elapsed().as_secs_f64())
-    }
-}
-
-impl Drop for Pair<'_> {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            self.runtime.block_on(server.stop());
-        }
     }
 }
 

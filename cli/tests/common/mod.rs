@@ -3,6 +3,8 @@
 // Each test file uses a part of it.
 #![allow(dead_code)]
 
+pub mod program;
+
 use anyhow::{Context, Result, bail};
 use coppice_engine::{CreateStore, Engine, EngineConfig, Finding, LvolInfo, OpenStore};
 use coppice_proto::csi::v1::controller_client::ControllerClient;
@@ -63,7 +65,7 @@ impl Driver {
     /// Starts the process and waits for its socket.
     pub async fn run(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.base.join("log"))?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_coppice"));
+        let mut command = Command::new(program::coppice());
         command.arg("standalone").arg("--lvstore").arg(&self.store);
         command.arg("--endpoint").arg(format!("unix://{}", self.socket().display()));
         command.arg("--run-dir").arg(self.base.join("run")).arg("--node-id").arg("test-node");

@@ -66,7 +66,7 @@ pub struct Life {
 
 /// What `coppice` printed, whatever it said; an error if it crashed or hung.
 async fn command(words: &[&str]) -> Result<Output> {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_coppice"));
+    let mut command = tokio::process::Command::new(crate::common::program::coppice());
     command.args(words).stdin(Stdio::null()).kill_on_drop(true);
     let out = tokio::time::timeout(PATIENCE, command.output()).await;
     let out = out.with_context(|| format!("coppice {words:?} hangs"))??;

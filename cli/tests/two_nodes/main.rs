@@ -1,6 +1,8 @@
 //! A snapshot of one node is a volume of another, at once and whatever happens on the way: the network, either side, the
 //! certificates. What is read is right or an error that comes in time, never something else, never zeroes for data.
 
+#[path = "../common/program.rs"]
+mod program;
 mod rig;
 
 use anyhow::{Context, Result, ensure};

@@ -1,5 +1,6 @@
 //! Two `coppice standalone` with certificates, and between them a proxy that makes a bad network of a good one.
 
+use crate::program::coppice;
 use anyhow::{Context, Result, bail, ensure};
 use coppice_nbd::testing::Proxy;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -11,7 +12,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const COPPICE: &str = env!("CARGO_BIN_EXE_coppice");
 /// Of B: how long a read waits for A, seconds.
 pub const PARENT_TIMEOUT: u64 = 3;
 pub const MIB: usize = 1 << 20;
@@ -67,7 +67,7 @@ impl Node {
     /// It runs once this can be answered.
     pub fn start_with(&mut self, question: &[&str]) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
-        let mut command = Command::new(COPPICE);
+        let mut command = Command::new(coppice());
         command.arg("standalone").arg("--lvstore").arg(self.store()).arg("--node-id").arg(self.name);
         command.arg("--endpoint").arg(format!("unix://{}", self.dir.join("csi.sock").display()));
         command.arg("--run-dir").arg(self.dir.join("run"));
@@ -105,7 +105,7 @@ impl Node {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(COPPICE);
+        let mut command = Command::new(coppice());
         command.arg("--run-dir").arg(self.dir.join("run")).args(args);
         command
     }
