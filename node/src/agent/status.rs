@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How often allocated bytes are written, seconds.
 const ALLOCATED_SECONDS_MIN: u64 = 300;
+/// As well if they have doubled: that happens a few times in the life of a volume, and people look at young ones.
+const DOUBLED_SECONDS_MIN: u64 = 10;
 /// Characters of the name of a file system.
 const FS_MAX: usize = 63;
 
@@ -95,8 +97,10 @@ fn describe(status: &mut LvolStatus, lvol: &LvolInfo, since_allocated: Option<Du
 
 fn allocated_is_news(old: Option<ByteSize>, new: u64, since: Option<Duration>) -> bool {
     let Some(old) = old.map(ByteSize::bytes) else { return true };
-    let rested = since.is_none_or(|since| since >= Duration::from_secs(ALLOCATED_SECONDS_MIN));
-    rested && old.abs_diff(new).saturating_mul(10) >= old.max(1)
+    let rested = |seconds| since.is_none_or(|since| since >= Duration::from_secs(seconds));
+    let doubled = new > 0 && new >= old.saturating_mul(2);
+    let changed = old.abs_diff(new).saturating_mul(10) >= old.max(1);
+    rested(ALLOCATED_SECONDS_MIN) && changed || rested(DOUBLED_SECONDS_MIN) && doubled
 }
 
 /// The merge patch that makes `new` of `old`, if they differ. What `new` has no more is null in it; it applies to the version
@@ -160,7 +164,10 @@ mod tests {
         assert!(allocated_is_news(None, 0, None));
         assert!(!allocated_is_news(Some(1000.into()), 1099, minutes(6)), "less than a tenth");
         assert!(allocated_is_news(Some(1000.into()), 1100, minutes(6)));
-        assert!(!allocated_is_news(Some(1000.into()), 2000, minutes(4)), "too soon");
+        assert!(!allocated_is_news(Some(1000.into()), 1999, minutes(4)), "too soon");
+        assert!(allocated_is_news(Some(1000.into()), 2000, minutes(4)));
+        assert!(!allocated_is_news(Some(0.into()), 2000, Some(Duration::from_secs(9))), "even that too soon");
+        assert!(!allocated_is_news(Some(0.into()), 0, minutes(4)));
         assert!(allocated_is_news(Some(0.into()), 1, None));
         assert!(!allocated_is_news(Some(0.into()), 0, None));
     }
