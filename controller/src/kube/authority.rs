@@ -9,8 +9,8 @@
 //! takes over one node gets no certificate of another. Everything else in a certificate is ours to say, whatever is asked for.
 //!
 //! The authority is made at the first start and renewed long before it ends: the next one is published first, signs when every
-//! agent has had time to read of it, and the last one is believed until what it signed has run out. Old requests are removed
-//! by Kubernetes itself.
+//! agent has had time to read of it, and the last one is believed until what it signed has run out. Of a node's requests only
+//! the newest is signed: nobody has the keys of the others any more. Old ones are removed by Kubernetes itself.
 
 use coppice_kube_api::{EXPORT_AUTHORITY, EXPORT_BUNDLE, EXPORT_SIGNER};
 use futures_util::StreamExt;
@@ -26,6 +26,7 @@ use rcgen::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{info, warn};
@@ -192,6 +193,39 @@ fn judge(
     }
 }
 
+/// The node and its key, or the reason and the words of a refusal.
+type Judged = std::result::Result<(String, CertificateSigningRequestParams), (&'static str, String)>;
+
+/// Requests and what is to become of each, the newest first. Of a node's proper ones only the newest gets its certificate; those
+/// of one second are equally new.
+fn judged<'a>(
+    requests: &[&'a CertificateSigningRequest],
+    agents: &str,
+) -> Vec<(&'a CertificateSigningRequest, Judged)> {
+    let made = |request: &CertificateSigningRequest| request.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let mut requests = requests.to_vec();
+    requests.sort_by_key(|request| std::cmp::Reverse(made(request)));
+    let mut newest = BTreeMap::new();
+    let judge_one = |request: &'a CertificateSigningRequest| {
+        let judged =
+            judge(request, agents).map_err(|why| ("NotTheRequestersNode", why)).and_then(
+                |(node, parsed)| match *newest.entry(node.clone()).or_insert(made(request)) {
+                    newest if newest == made(request) => Ok((node, parsed)),
+                    _ => Err(("Replaced", format!("the node {node} has made a newer request"))),
+                },
+            );
+        (request, judged)
+    };
+    requests.into_iter().map(judge_one).collect()
+}
+
+/// It is for us and has no answer yet.
+fn is_open(request: &CertificateSigningRequest) -> bool {
+    let signed = request.status.as_ref().is_some_and(|status| status.certificate.is_some());
+    let ours = request.spec.signer_name == EXPORT_SIGNER;
+    ours && !signed && !has(request, "Denied") && !has(request, "Failed")
+}
+
 /// `True` if the condition is there.
 fn has(request: &CertificateSigningRequest, kind: &str) -> bool {
     let conditions = request.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -251,8 +285,10 @@ impl Authority {
         self.publish(&held).await?;
         let api: Api<CertificateSigningRequest> = Api::all(self.client.clone());
         let ours = ListParams::default().fields(&format!("spec.signerName={EXPORT_SIGNER}"));
-        for request in api.list(&ours).await?.items {
-            if let Err(e) = self.answer(&api, &held, &request, now).await {
+        let all = api.list(&ours).await?.items;
+        let open: Vec<_> = all.iter().filter(|request| is_open(request)).collect();
+        for (request, judged) in judged(&open, &self.agents) {
+            if let Err(e) = self.answer(&api, &held, request, judged, now).await {
                 warn!(request = request.name_any(), "no answer yet: {e}");
             }
         }
@@ -264,20 +300,16 @@ impl Authority {
         api: &Api<CertificateSigningRequest>,
         held: &Held,
         request: &CertificateSigningRequest,
+        judged: Judged,
         now: i64,
     ) -> Result<()> {
         let name = request.name_any();
-        let signed = request.status.as_ref().is_some_and(|status| status.certificate.is_some());
-        if signed || has(request, "Denied") || has(request, "Failed") || request.spec.signer_name != EXPORT_SIGNER {
-            return Ok(());
-        }
         let condition = |kind: &str, reason: &str, message: &str| json!({ "type": kind, "status": "True", "reason": reason, "message": message });
-        let judged = judge(request, &self.agents);
         let approved = has(request, "Approved");
-        if let Err(why) = &judged {
+        if let Err((reason, why)) = &judged {
             warn!(request = name, "no certificate: {why}");
             let kind = if approved { "Failed" } else { "Denied" };
-            let patch = json!({ "status": { "conditions": [condition(kind, "NotTheRequestersNode", why)] } });
+            let patch = json!({ "status": { "conditions": [condition(kind, reason, why)] } });
             let (how, patch) = (PatchParams::default(), Patch::Merge(&patch));
             match approved {
                 // Somebody else has approved it. Nobody signs it for that.
@@ -401,6 +433,41 @@ mod tests {
         ] {
             assert!(judge(&request(names, change.clone()), AGENT).is_err(), "{names:?} {change}");
         }
+    }
+
+    /// Without a controller, agents that were restarted have left requests behind.
+    #[test]
+    fn only_the_newest_request_of_a_node_is_signed() {
+        let at = |name: &str, node: &str, time: &str| {
+            let mut object = request(&[node], json!({ "extra": { NODE_NAME: [node] } }));
+            object.metadata.name = Some(name.into());
+            object.metadata.creation_timestamp = serde_json::from_value(json!(time)).expect("a time");
+            object
+        };
+        let all = [
+            at("old", "node-a", "2026-01-01T00:00:01Z"),
+            at("other", "node-b", "2026-01-01T00:00:00Z"),
+            at("new", "node-a", "2026-01-01T00:00:09Z"),
+            at("as-new", "node-a", "2026-01-01T00:00:09Z"),
+            // One that gets none does not stand in the way of those that do.
+            request(&["node-c"], json!({})),
+        ];
+        let judged = judged(&all.iter().collect::<Vec<_>>(), AGENT);
+        let what = |(request, judged): &(&CertificateSigningRequest, Judged)| {
+            (request.name_any(), judged.as_ref().map(|(node, _)| node.clone()).map_err(|(reason, _)| *reason))
+        };
+        let is =
+            |name: &str, what: std::result::Result<&str, &'static str>| (name.to_string(), what.map(str::to_string));
+        assert_eq!(
+            judged.iter().map(what).collect::<Vec<_>>(),
+            [
+                is("new", Ok("node-a")),
+                is("as-new", Ok("node-a")),
+                is("old", Err("Replaced")),
+                is("other", Ok("node-b")),
+                is("r", Err("NotTheRequestersNode")),
+            ]
+        );
     }
 
     #[test]
