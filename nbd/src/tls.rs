@@ -17,10 +17,10 @@ use arc_swap::ArcSwap;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, version::TLS13};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig, version::TLS13};
 use std::fmt;
 use std::sync::Arc;
 
@@ -127,6 +127,39 @@ pub fn identity(chain: &[CertificateDer<'_>]) -> Result<String, TlsError> {
     }
 }
 
+/// Whether who believes these authorities believes this chain: they have signed it, and it has not run out. One that is not
+/// valid yet counts, since that says more of our clock than of the certificate.
+pub fn is_believed(chain: &[u8], authorities: &[u8]) -> Result<bool, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = verifier(&provider, &roots(authorities)?)?;
+    let chain = certificates("certificate chain", chain)?;
+    let Some((own, rest)) = chain.split_first() else { return Ok(false) };
+    Ok(match verifier.verify_client_cert(own, rest, UnixTime::now()) {
+        Ok(_) => true,
+        Err(rustls::Error::InvalidCertificate(why)) => {
+            matches!(why, CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })
+        }
+        Err(_) => false,
+    })
+}
+
+fn roots(authorities: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates("CA bundle", authorities)? {
+        roots.add(root).map_err(|e| TlsError::Authority { why: e.to_string() })?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn verifier(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+        .build()
+        .map_err(|e| TlsError::Authority { why: e.to_string() })
+}
+
 fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bad = |why: String| TlsError::Pem { what, why };
     let mut found = Vec::new();
@@ -142,17 +175,9 @@ fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'st
 fn prepare(pem: Pem<'_>) -> Result<Prepared, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificate = |e: rustls::Error| TlsError::Certificate { why: e.to_string() };
-    let authority = |e: &dyn fmt::Display| TlsError::Authority { why: e.to_string() };
 
-    let mut roots = RootCertStore::empty();
-    for root in certificates("CA bundle", pem.authorities)? {
-        roots.add(root).map_err(|e| authority(&e))?;
-    }
-    let roots = Arc::new(roots);
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-        .build()
-        .map_err(|e| authority(&e))?;
-
+    let roots = roots(pem.authorities)?;
+    let clients = verifier(&provider, &roots)?;
     let chain = certificates("certificate chain", pem.chain)?;
     // The reason is left out on purpose: it could quote what it did not understand.
     let key = PrivateKeyDer::from_pem_slice(pem.key)

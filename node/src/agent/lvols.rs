@@ -138,7 +138,12 @@ impl Work {
     async fn run(mut self) -> Result<Action, Failure> {
         for _ in 0..STEPS_MAX {
             let facts = self.facts()?;
-            match decide(&self.object, &facts, &self.agent.config.node) {
+            let step = decide(&self.object, &facts, &self.agent.config.node);
+            if let (Step::Create, Some(left)) = (&step, self.waits()) {
+                // However often it is woken meanwhile.
+                return Ok(Action::requeue(left));
+            }
+            match step {
                 Step::Nothing => return Ok(Action::await_change()),
                 Step::Claim => self.claim().await?,
                 Step::Create if !self.fresh => {
@@ -174,6 +179,11 @@ impl Work {
             }
         }
         Ok(Action::requeue(SOON))
+    }
+
+    /// How long it is to wait for a snapshot of another lvstore that was away.
+    fn waits(&self) -> Option<Duration> {
+        self.agent.turns.left(self.object.spec.lvol_uuid, Instant::now())
     }
 
     fn store(&self) -> Option<Store> {
@@ -282,6 +292,7 @@ impl Work {
             }
             (Kind::Snapshot, None) => return Err(VolumeError::Invalid("a snapshot needs a source".into())),
         };
+        self.agent.turns.over(spec.lvol_uuid);
         info!(lvol = %made.uuid, name = self.object.name_any(), alias = made.alias, size = made.size, "created");
         Ok(())
     }
@@ -296,7 +307,12 @@ impl Work {
             VolumeError::Engine(e) if is_full(e.kind()) => (LvolReason::NoSpace, LATER),
             VolumeError::Engine(e) if e.kind() == ErrorKind::NotFound => (LvolReason::SourceMissing, LATER),
             VolumeError::NotFound(_) => (LvolReason::SourceMissing, LATER),
-            VolumeError::Engine(e) if e.kind() == ErrorKind::Away => (LvolReason::SourceUnavailable, SOON),
+            VolumeError::Engine(e) if e.kind() == ErrorKind::Away => {
+                let spec = &self.object.spec;
+                let source = spec.outside().map_or(spec.lvstore_uuid, |of| of.lvstore);
+                let again = self.agent.turns.failed(spec.lvol_uuid, source, Instant::now());
+                (LvolReason::SourceUnavailable, again)
+            }
             _ => (LvolReason::CreateFailed, AFTER_FAILURE),
         };
         warn!(name = self.object.name_any(), %reason, "not created: {error}");
@@ -389,6 +405,7 @@ impl Work {
             done => done?,
         }
         lock(&self.agent.allocated).remove(&self.object.spec.lvol_uuid);
+        self.agent.turns.over(self.object.spec.lvol_uuid);
         Ok(Action::await_change())
     }
 

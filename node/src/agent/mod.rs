@@ -29,6 +29,7 @@ mod outside;
 mod plan;
 mod report;
 mod status;
+mod turns;
 
 pub use outside::Export;
 
@@ -86,12 +87,15 @@ pub struct Timing {
     pub api: Duration,
     /// For all stores, until the volumes of those that are open can be used.
     pub tried: Duration,
+    /// Between two looks at the certificates of the authority.
+    pub authority: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
         let seconds = Duration::from_secs;
-        Timing { look: seconds(10), stalled: seconds(10), api: seconds(3), tried: seconds(20) }
+        let authority = seconds(60);
+        Timing { look: seconds(10), stalled: seconds(10), api: seconds(3), tried: seconds(20), authority }
     }
 }
 
@@ -112,6 +116,10 @@ pub struct Agent {
     /// Snapshots between nodes.
     outside: outside::Outside,
     whereabouts: Whereabouts,
+    /// Where lvstores of other nodes are served, as far as that was found out.
+    known: outside::Known,
+    /// Lvols that wait for snapshots of others.
+    turns: turns::Turns,
     /// How stores are opened: with what finds the parents of their lvols.
     access: Access,
     /// Wakes the keepers: there is something new to report.
@@ -164,6 +172,8 @@ impl Agent {
             whereabouts: outside::whereabouts(this.clone()),
             access: access(&config, outside::whereabouts(this.clone()), certificates.clone()),
             outside: outside::Outside::new(config.export.clone(), certificates),
+            known: outside::Known::default(),
+            turns: turns::Turns::default(),
             served: Notify::new(),
             memory,
             config,

@@ -217,6 +217,14 @@ async fn whoever_is_away_keeps_what_the_other_needs() -> Result<()> {
     two.api.remove("lvstores", "node-b-pool");
     tokio::time::sleep(Duration::from_millis(1000)).await;
     ensure!(is_pinned(&a.store()?, snapshot), "unpinned because an Lvstore object was deleted");
+    // Not even if another node's agent claims to have B's store.
+    let mut other = said.clone();
+    (other["metadata"], other["spec"]["node"]) = (json!({ "name": "node-c-pool" }), json!("node-c"));
+    other["status"]["externalParents"] = json!([]);
+    two.api.put("lvstores", other);
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    ensure!(is_pinned(&a.store()?, snapshot), "unpinned because another node says that it does not need it");
+    two.api.remove("lvstores", "node-c-pool");
     let mut again = said;
     again["status"]["externalParents"] = json!(null);
     two.api.put("lvstores", again);
@@ -409,6 +417,102 @@ async fn a_node_without_a_certificate_of_its_own_reads_nothing() -> Result<()> {
     })
     .await?;
     two.b.lvol_is("copy", "Ready", "False/SourceUnavailable").await?;
+    ensure!(b.store()?.lvols().await?.is_empty(), "nothing was made");
+    b.kill().await;
+    a.stop().await
+}
+
+/// The Secret was deleted, or is an older one again: nobody believes what the last authority signed.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_is_believed_at_once() -> Result<()> {
+    let two = Two::new()?;
+    let (a, b) = two.start().await?;
+    let (_, snapshot) = two.source(&a, 7).await?;
+    two.restore("first", snapshot)?;
+    two.b.lvol_is("first", "Ready", "True/Available").await?;
+    let bundle = || two.api.get("configmaps", "coppice-export-ca").map(|map| text(&map, "/data/ca.crt"));
+    let before = bundle();
+    ensure!(before.as_ref().is_some_and(|bundle| bundle.contains("BEGIN CERTIFICATE")), "{before:?}");
+    two.hydrated("first").await?;
+    two.api.remove("secrets", "coppice-export-ca");
+    eventually("there is another authority", || bundle() != before).await?;
+    let copy = two.restore("second", snapshot)?;
+    two.b.lvol_is("second", "Ready", "True/Available").await?;
+    holds(&b.store()?, copy, 7).await?;
+    a.stop().await?;
+    b.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_controller_one_request_waits() -> Result<()> {
+    let two = Two::new()?;
+    two.authority.abort();
+    let a = two.a.start()?;
+    let requests = || two.api.all("certificatesigningrequests");
+    eventually("it asks", || requests().len() == 1).await?;
+    two.api.set_health(Health::Refusing);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    two.api.set_health(Health::Up);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(requests().len() == 1, "{:#?}", requests());
+    // Kubernetes removes old ones.
+    let first = text(&requests()[0], "/metadata/name");
+    two.api.remove("certificatesigningrequests", &first);
+    eventually("it asks again", || requests().len() == 1 && text(&requests()[0], "/metadata/name") != first).await?;
+    a.stop().await
+}
+
+/// Many that wait for a node that is off are in nobody's way, and are served when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_keeps_nobody_waiting() -> Result<()> {
+    const MANY: usize = 60;
+    let two = Two::new()?;
+    let (a, b) = two.start().await?;
+    let (_, snapshot) = two.source(&a, 8).await?;
+    a.kill().await;
+    for n in 0..MANY {
+        two.restore(&format!("copy-{n}"), snapshot)?;
+    }
+    two.b.lvol_is("copy-0", "Ready", "False/SourceUnavailable").await?;
+    for n in 0..4 {
+        let began = std::time::Instant::now();
+        let name = format!("own-{n}");
+        two.b.volume(&name, json!({}))?;
+        two.b.lvol_is(&name, "Ready", "True/Available").await?;
+        let took = began.elapsed();
+        ensure!(took < Duration::from_secs(3), "{name} took {took:?}");
+    }
+    for n in 1..MANY {
+        two.remove(&format!("copy-{n}"));
+    }
+    eventually("the others are gone", || two.api.all("lvols").len() == 7).await?;
+    let a = two.a.start()?;
+    two.a.lvstore_is("node-a-pool", "Ready", "True/Open").await?;
+    two.b.lvol_is("copy-0", "Ready", "True/Available").await?;
+    a.stop().await?;
+    b.stop().await
+}
+
+/// A node whose name is an address can prove to nobody who it is: it reads nothing, and never from whoever answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_name_is_an_address_reads_nothing() -> Result<()> {
+    let two = Two::new()?;
+    let a = two.a.start()?;
+    two.a.lvstore_is("node-a-pool", "Ready", "True/Open").await?;
+    let (_, snapshot) = two.source(&a, 9).await?;
+    let there = Rig::beside(&two.api, "10.0.0.7")?;
+    there.lvstore("pool", json!({ "fileSize": "64Mi" }));
+    let b = there.start()?;
+    there.lvstore_is("10.0.0.7-pool", "Ready", "True/Open").await?;
+    let from = two.a.uuid_of("node-a-pool").context("A's store")?;
+    there.volume(
+        "copy",
+        json!({ "size": SIZE.to_string(), "sourceUUID": snapshot, "sourceKind": "Snapshot", "sourceNode": "node-a",
+            "sourceLvstoreUUID": from, "sourceSnapshotUUID": snapshot, "restore": "Lazy" }),
+    )?;
+    there.lvol_is("copy", "Ready", "False/SourceUnavailable").await?;
+    let object = two.api.get("lvols", "copy").context("the object")?;
+    ensure!(text(&object, "/status/conditions/0/message").contains("cannot be in a certificate"), "{object}");
     ensure!(b.store()?.lvols().await?.is_empty(), "nothing was made");
     b.kill().await;
     a.stop().await

@@ -162,6 +162,7 @@ impl Rig {
             stalled: Duration::from_millis(400),
             api: Duration::from_millis(500),
             tried: Duration::from_secs(3),
+            authority: Duration::from_millis(150),
         })
     }
 

@@ -1,11 +1,12 @@
 //! Our certificate: a key that never leaves this process, a CertificateSigningRequest, and the certificate that the controller
-//! signs. Renewed long before it ends, each time with a new key, and without anybody noticing.
+//! signs. Renewed long before it ends, each time with a new key, and without anybody noticing; and at once when the authority
+//! that signed it is not believed any more. A request is made once and waited for: Kubernetes keeps it for a day.
 
 use super::super::Agent;
 use super::super::failure::ask;
 use coppice_controller::kube::authority::{CERTIFICATE_SECONDS, USAGES};
 use coppice_kube_api::{EXPORT_AUTHORITY, EXPORT_BUNDLE, EXPORT_SIGNER};
-use coppice_nbd::tls::{Certificates, Pem};
+use coppice_nbd::tls::{Certificates, Pem, is_believed, server_name};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -16,16 +17,14 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// How long a request may stay without an answer until another one is made.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// How long a request may stay without an answer until it is said.
+const ANSWER_SLOW: Duration = Duration::from_secs(60);
 /// First and longest pause between two looks for the answer.
 const LOOK_MIN: Duration = Duration::from_millis(100);
-const LOOK_MAX: Duration = Duration::from_secs(2);
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// When it is tried again after a failure.
 const AGAIN_MIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
-/// How often it is looked whether the authority's certificates are others.
-const BUNDLE: Duration = Duration::from_secs(600);
 /// A certificate is renewed when that part of its life is over.
 const RENEW_PERCENT: u64 = 60;
 
@@ -36,8 +35,20 @@ struct Signed {
     key: String,
 }
 
+/// Whether it can be the name in a certificate; or what to say of that.
+pub fn certifiable(node: &str) -> Result<()> {
+    match server_name(node) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!(
+            "the name of the node {node} cannot be in a certificate, which takes DNS names and no addresses: its snapshots \
+             are read on that node only, and it reads none of others"
+        )),
+    }
+}
+
 /// A certificate of our own making, which nobody believes: until there is a real one.
 pub fn placeholder(node: &str) -> Result<Certificates> {
+    certifiable(node)?;
     let made = || {
         let key = KeyPair::generate()?;
         Ok::<_, rcgen::Error>((CertificateParams::new(vec![node.to_string()])?.self_signed(&key)?.pem(), key))
@@ -70,7 +81,11 @@ pub async fn run(agent: &Agent) {
 /// A new key and certificate, in use.
 async fn renewed(agent: &Agent, certificates: &Certificates) -> Result<Signed> {
     let signed = request(agent).await?;
-    take(certificates, &signed, &bundle(agent).await?)?;
+    let bundle = bundle(agent).await?;
+    if !is_believed(&signed.chain, bundle.as_bytes()).map_err(|e| e.to_string())? {
+        return Err(format!("the one that was signed is not of an authority of the ConfigMap {EXPORT_AUTHORITY}"));
+    }
+    take(certificates, &signed, &bundle)?;
     info!(node = agent.config.node, "certificate for the snapshot export");
     Ok(signed)
 }
@@ -80,20 +95,34 @@ fn take(certificates: &Certificates, signed: &Signed, bundle: &str) -> Result<()
     certificates.replace(pem).map_err(|e| e.to_string())
 }
 
-/// Until the certificate is to be renewed: takes what is new of the authority.
+/// Until the certificate is to be renewed: takes what is new of the authority. If that is another one it is at once, since nobody
+/// believes ours any more.
 async fn follow(agent: &Agent, certificates: &Certificates, signed: &Signed) {
     let life = u64::try_from(CERTIFICATE_SECONDS).unwrap_or(0);
     let until = Instant::now() + Duration::from_secs(life * RENEW_PERCENT / 100);
     let mut known = String::new();
     while Instant::now() < until {
-        tokio::time::sleep(BUNDLE.min(until.saturating_duration_since(Instant::now()))).await;
-        match bundle(agent).await {
-            Ok(now) if now != known => match take(certificates, signed, &now) {
+        let look = agent.config.timing.authority;
+        tokio::time::sleep(look.min(until.saturating_duration_since(Instant::now()))).await;
+        let now = match bundle(agent).await {
+            Ok(now) => now,
+            Err(e) => {
+                warn!("the certificates of the authority are not known: {e}");
+                continue;
+            }
+        };
+        // Also if nothing is new: it may have run out while this machine slept.
+        if is_believed(&signed.chain, now.as_bytes()).is_ok_and(|believed| !believed) {
+            warn!(
+                "the certificate for the snapshot export has another authority, or has run out: a new one is asked for"
+            );
+            return;
+        }
+        if now != known {
+            match take(certificates, signed, &now) {
                 Ok(()) => known = now,
                 Err(e) => warn!("the certificates of the authority are not used: {e}"),
-            },
-            Ok(_) => {}
-            Err(e) => warn!("the certificates of the authority are not known: {e}"),
+            }
         }
     }
 }
@@ -123,20 +152,52 @@ async fn request(agent: &Agent) -> Result<Signed> {
     }));
     let object = object.map_err(|e| e.to_string())?;
     let name = ask(api.create(&PostParams::default(), &object)).await.map_err(|e| e.to_string())?.name_any();
-    let (began, mut pause) = (Instant::now(), LOOK_MIN);
-    while began.elapsed() < ANSWER_MAX {
+    answer(&api, &name).await.map(|chain| Signed { chain, key })
+}
+
+/// Waits for the answer, as long as the request is there: another one would only be one more.
+async fn answer(api: &Api<CertificateSigningRequest>, name: &str) -> Result<Vec<u8>> {
+    let (began, mut pause, mut said) = (Instant::now(), LOOK_MIN, false);
+    loop {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK_MAX);
-        let now = ask(api.get(&name)).await.map_err(|e| e.to_string())?;
-        let Some(status) = now.status else { continue };
+        let now = match ask(api.get_opt(name)).await {
+            Ok(Some(now)) => now,
+            Ok(None) => return Err(format!("the request {name} is gone")),
+            Err(e) => {
+                warn!("no answer to the request {name} yet: {e}");
+                continue;
+            }
+        };
+        let status = now.status.unwrap_or_default();
         if let Some(certificate) = status.certificate {
-            return Ok(Signed { chain: certificate.0, key });
+            return Ok(certificate.0);
         }
         let refused = |kind: &str| kind == "Denied" || kind == "Failed";
         if let Some(no) = status.conditions.iter().flatten().find(|condition| refused(&condition.type_)) {
             let why = no.message.as_deref().unwrap_or_default();
             return Err(format!("the request {name} is {}: {why}", no.type_));
         }
+        if !said && began.elapsed() >= ANSWER_SLOW {
+            said = true;
+            let seconds = ANSWER_SLOW.as_secs();
+            warn!("the request {name} has no answer after {seconds} s: does the controller run? It is waited for");
+        }
     }
-    Err(format!("the request {name} has no answer after {} s: does the controller run?", ANSWER_MAX.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_every_name_of_a_node_can_be_in_a_certificate() {
+        for node in ["node-a", "a.example.org", "10-0-0-7"] {
+            assert_eq!(placeholder(node).map(|certificates| certificates.identity()), Ok(node.to_string()));
+        }
+        for node in ["10.0.0.7", "node.7", "a_b c", ""] {
+            let why = placeholder(node).map(|certificates| certificates.identity());
+            assert!(why.as_ref().is_err_and(|why| why.contains("cannot be in a certificate")), "{node}: {why:?}");
+        }
+    }
 }

@@ -25,7 +25,7 @@ mod whereabouts;
 pub use hydration::describe;
 pub use identity::placeholder;
 pub use serve::Gate;
-pub use whereabouts::whereabouts;
+pub use whereabouts::{Known, whereabouts};
 
 use coppice_engine::Stores;
 use coppice_nbd::server::Server;
