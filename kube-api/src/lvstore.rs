@@ -74,7 +74,8 @@ pub struct LvstoreSpec {
     pub unschedulable: bool,
     /// UUID of an existing store to take over that is Foreign: one that belongs to another cluster, or was made outside
     /// Kubernetes. Be sure that no other cluster uses the drive. Take it out again when the store is open: it holds wherever
-    /// this object is restored to.
+    /// this object is restored to. But of a drive that came from another node of this cluster it stays: other nodes believe
+    /// only by this that the store moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<UuidText>")]
     pub adopt: Option<Uuid>,

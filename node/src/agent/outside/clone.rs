@@ -105,9 +105,7 @@ impl Agent {
         if self.config.stores.get(of.lvstore).is_some() {
             return Ok(Way::Here);
         }
-        for node in [self.config.node.as_str(), of.node] {
-            certifiable(node).map_err(away)?;
-        }
+        certifiable(&self.config.node).map_err(away)?;
         // Never without: whoever answers would be believed.
         let Some(certificates) = self.outside.certificates.clone() else {
             return Err(away("this node has nothing to prove who it is: the log of its agent says why".into()));
