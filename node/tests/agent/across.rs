@@ -436,6 +436,8 @@ async fn another_authority_is_believed_at_once() -> Result<()> {
     two.hydrated("first").await?;
     two.api.remove("secrets", "coppice-export-ca");
     eventually("there is another authority", || bundle() != before).await?;
+    // Both have seen it.
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     let copy = two.restore("second", snapshot)?;
     two.b.lvol_is("second", "Ready", "True/Available").await?;
     holds(&b.store()?, copy, 7).await?;
