@@ -134,13 +134,13 @@ pub fn is_believed(chain: &[u8], authorities: &[u8]) -> Result<bool, TlsError> {
     let verifier = verifier(&provider, &roots(authorities)?)?;
     let chain = certificates("certificate chain", chain)?;
     let Some((own, rest)) = chain.split_first() else { return Ok(false) };
-    Ok(match verifier.verify_client_cert(own, rest, UnixTime::now()) {
-        Ok(_) => true,
-        Err(rustls::Error::InvalidCertificate(why)) => {
-            matches!(why, CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })
+    let verified = match verifier.verify_client_cert(own, rest, UnixTime::now()) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+            verifier.verify_client_cert(own, rest, not_before)
         }
-        Err(_) => false,
-    })
+        verified => verified,
+    };
+    Ok(verified.is_ok())
 }
 
 fn roots(authorities: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {

@@ -7,7 +7,7 @@ use crate::{run, serve_tls, until};
 use anyhow::{Context, Result, ensure};
 use coppice_nbd::proto::*;
 use coppice_nbd::server::{Limits, Server};
-use coppice_nbd::tls::{Certificates, Pem, server_name};
+use coppice_nbd::tls::{Certificates, Pem, is_believed, server_name};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -40,6 +40,27 @@ async fn refused(address: SocketAddr, client: &Certificates) -> Result<()> {
 
 fn order<'a>(names: &'a [&'a str]) -> Order<'a> {
     Order { names, ..Order::default() }
+}
+
+#[test]
+fn one_knows_whether_ones_own_certificate_is_believed() -> Result<()> {
+    let (ca, other) = (Ca::new("ca")?, Ca::new("ca")?);
+    let both = format!("{}{}", other.pem(), ca.pem());
+    let names = &["node-a"];
+    let (good, expired) = (ca.keys("node-a")?, ca.sign(Order { valid: (2020, 2021), ..order(names) })?);
+    let early = ca.sign(Order { valid: (3000, 4000), ..order(names) })?;
+    for (what, keys, authorities, wanted) in [
+        ("good", &good, ca.pem(), true),
+        ("one of two", &good, both.clone(), true),
+        ("another authority of that name", &good, other.pem(), false),
+        ("expired", &expired, both.clone(), false),
+        ("by a clock that is behind", &early, both, true),
+        ("early and of another", &early, other.pem(), false),
+    ] {
+        ensure!(is_believed(keys.chain.as_bytes(), authorities.as_bytes())? == wanted, "{what}");
+    }
+    ensure!(is_believed(good.chain.as_bytes(), b"nonsense").is_err(), "no authorities");
+    Ok(())
 }
 
 #[test]

@@ -36,12 +36,14 @@ struct Place {
     good: Option<Endpoint>,
 }
 
+type Shared = Arc<tokio::sync::Mutex<Place>>;
+
 /// Where lvstores are served, by their UUID and the node that had them first.
 #[derive(Default)]
-pub struct Known(Mutex<HashMap<(Uuid, Option<String>), Arc<tokio::sync::Mutex<Place>>>>);
+pub struct Known(Mutex<HashMap<(Uuid, Option<String>), Shared>>);
 
 impl Known {
-    fn place(&self, origin: &Origin) -> Arc<tokio::sync::Mutex<Place>> {
+    fn place(&self, origin: &Origin) -> Shared {
         let mut all = lock(&self.0);
         if all.len() >= KNOWN_MAX {
             all.clear();
