@@ -88,7 +88,10 @@ impl External for Weathered {
     }
 
     fn away(&self) -> Option<String> {
-        self.weather.away.load(Ordering::Relaxed).then(|| "the parent is away".into())
+        match self.weather.away.load(Ordering::Relaxed) {
+            true => Some("the parent is away".into()),
+            false => self.inner.away(),
+        }
     }
 }
 
@@ -335,6 +338,56 @@ fn a_parent_that_is_away_is_waited_for_and_heals() -> Result<()> {
     same(&two.b, clone.uuid, &content)?;
     same(&two.b, snap.uuid, &content)?;
     assert_eq!(info(&two.b, clone.uuid)?.state, LvolState::Ok);
+    two.sound()
+}
+
+/// Clones whose parents are away for good take turns at asking for them; whoever's parent is there is hydrated meanwhile.
+#[test]
+fn parents_that_are_away_are_in_nobodys_way() -> Result<()> {
+    let two = Two::new(C)?;
+    let data = Rng::new(60).bytes(MIB as usize);
+    let mut clones = Vec::new();
+    for n in 0..20 {
+        let how = CreateLvol { name: format!("v{n}"), size: MIB, ..Default::default() };
+        let lvol = block_on(two.a.create_lvol(how))?.uuid;
+        block_on(two.a.write(lvol, 0, data.clone()))?;
+        let snapshot = block_on(two.a.snapshot(vec![snapshot_of(lvol, &format!("s{n}"))]))?.remove(0).uuid;
+        let weather = two.knows(snapshot)?;
+        // Nobody is done before it is away.
+        weather.bad.store(1, Ordering::Relaxed);
+        clones.push((two.clone_of(snapshot, &format!("c{n}"), true)?.uuid, weather));
+    }
+    two.stores.remove(two.a.uuid());
+    clones.iter().for_each(|(_, weather)| weather.bad.store(0, Ordering::Relaxed));
+    until("each of them to have failed", || {
+        let mut failed = true;
+        for (clone, _) in &clones {
+            failed &= info(&two.b, *clone)?.state == LvolState::Degraded;
+        }
+        Ok(failed)
+    })?;
+    let path = two.dir.path().join("parent");
+    std::fs::write(&path, &data)?;
+    for n in 0..3 {
+        let parent = Uuid::from_u128(80 + n);
+        two.known.add(parent, FileParent::new(&path))?;
+        let how = CreateExternalClone { parent, name: format!("f{n}"), hydrate: true, ..Default::default() };
+        let present = block_on(two.b.clone_external(how))?;
+        let began = Instant::now();
+        hydrated(&two.b, present.uuid)?;
+        ensure!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+        same(&two.b, present.uuid, &data)?;
+    }
+    for (clone, _) in &clones {
+        assert_eq!(info(&two.b, *clone)?.kind, LvolKind::EsnapClone, "hydrated from nowhere");
+    }
+    two.stores.add(two.a.clone());
+    let began = Instant::now();
+    for (clone, _) in &clones {
+        hydrated(&two.b, *clone)?;
+        same(&two.b, *clone, &data)?;
+    }
+    ensure!(began.elapsed() < Duration::from_secs(15), "{:?} until all were hydrated", began.elapsed());
     two.sound()
 }
 

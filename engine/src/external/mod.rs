@@ -174,6 +174,16 @@ impl Link {
         }
     }
 
+    /// Asks one that was away whether it answers, and waits for that no longer than `patience`.
+    pub async fn answers(&self, patience: Duration) -> Result<()> {
+        let asked = self.find()?.status(0, 1, patience.min(self.access.patience)).await;
+        // What it says of itself does not change from one time to the next.
+        asked.map(|_| ()).map_err(|e| match self.away() {
+            Some(why) => err!(Away, "{why}"),
+            None => e,
+        })
+    }
+
     pub async fn size(&self) -> Result<u64> {
         if let Some(size) = self.size.get() {
             return Ok(*size);

@@ -11,6 +11,9 @@
 //! a pass that was cut off, by a crash too, goes on where it was.
 //!
 //! Space for all of it was set aside when the clone was made.
+//!
+//! Lvols take turns, a few at a time: one whose pass fails goes to the back and rests. Of those whose parent is away only a
+//! few at a time are tried, and one of each parent, so that they are in nobody's way; whoever's parent answers goes on.
 
 use super::Lvol;
 use super::cow::Why;
@@ -19,7 +22,7 @@ use super::inflate::OnProgress;
 use super::io::{LvolIo, Seen, Source};
 use crate::api::{LvolInfo, Progress};
 use crate::error::{ErrorKind, Result, err};
-use crate::external::Outside;
+use crate::external::{Link, Outside};
 use crate::shard::Shard;
 use crate::shard::sync::{WaitList, lock, wait_until};
 use crate::store::Lvstore;
@@ -42,8 +45,13 @@ const PIECE_MIN: u64 = 128 << 10;
 const COPY_TAKES_MAX: Duration = Duration::from_millis(300);
 /// Lvols of a store that are hydrated side by side.
 const LVOLS: usize = 16;
-/// How long a hydration that failed is left alone.
+/// Of those, whose parents are away and are asked whether they are back.
+const PROBES: usize = 4;
+/// How long a parent that is away may take to answer such a question: it has its place for no longer.
+const PROBE: Duration = Duration::from_secs(2);
+/// How long a hydration that failed is left alone; it doubles each time that nothing was copied.
 const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often the space that is still set aside is written down.
 const NOTE: Duration = Duration::from_secs(10);
 /// Copies side by side as long as users of the store do I/O.
@@ -54,19 +62,31 @@ const USERS_LINGER: Duration = Duration::from_millis(20);
 /// What hydration knows of itself, in the store's state.
 #[derive(Default)]
 pub struct HydrationState {
-    /// By lvol.
-    running: BTreeMap<Lid, Running>,
+    /// Who had a turn, by lvol.
+    turns: BTreeMap<Lid, Turn>,
+    /// Turns that have ended.
+    ended: u64,
     wait: WaitList,
     /// Before this moment of the shard's clock nothing more is copied: the rate limit.
     next_ns: u64,
 }
 
 #[derive(Default)]
-struct Running {
+struct Turn {
     /// Not at rest between two passes.
     at_work: bool,
+    /// The parent that it asks whether it is back.
+    probes: Option<Arc<Link>>,
     copied_bytes: u64,
     failure: Option<String>,
+    /// The last failure that was logged.
+    said: Option<String>,
+    /// Passes that failed one after the other, without anything copied.
+    failures: u32,
+    /// How many turns had ended when its last one did: who waits longest is next.
+    ended: u64,
+    /// It rests until then.
+    not_before_ns: u64,
 }
 
 impl HydrationState {
@@ -76,7 +96,7 @@ impl HydrationState {
     }
 
     pub fn is_at_rest(&self) -> bool {
-        self.running.values().all(|running| !running.at_work)
+        self.turns.values().all(|turn| !turn.at_work)
     }
 
     pub fn register(&mut self, cx: &Context<'_>) {
@@ -84,12 +104,21 @@ impl HydrationState {
     }
 
     pub fn copied_bytes(&self, lid: Lid) -> u64 {
-        self.running.get(&lid).map_or(0, |running| running.copied_bytes)
+        self.turns.get(&lid).map_or(0, |turn| turn.copied_bytes)
     }
 
     pub fn failure(&self, lid: Lid) -> Option<String> {
-        self.running.get(&lid).and_then(|running| running.failure.clone())
+        self.turns.get(&lid).and_then(|turn| turn.failure.clone())
     }
+}
+
+/// What there is to do.
+enum Next {
+    /// A pass of this lvol; if its parent is away, after that has answered.
+    Pass(Lid, Option<Arc<Link>>),
+    /// Somebody rests, or waits for a place or a parent.
+    Later,
+    Nothing,
 }
 
 impl Core {
@@ -100,29 +129,86 @@ impl Core {
         self.records.get(&lid).is_some_and(wanted)
     }
 
-    /// False: the store is being closed.
-    fn begin_pass(&mut self, lid: Lid) -> bool {
-        let may = !self.leaving;
-        if let Some(running) = self.hydration.running.get_mut(&lid) {
-            running.at_work = may;
-        }
-        may
-    }
-
     fn ends(&self) -> bool {
         self.closing || self.failed.is_some() || self.read_only
     }
 
-    /// The next lvol to work on.
-    fn next_to_hydrate(&mut self) -> Option<Lid> {
-        if self.hydration.running.len() >= LVOLS || self.leaving {
+    /// The next lvol to work on; it has its place then.
+    fn next_to_hydrate(&mut self, now_ns: u64) -> Next {
+        let mut waiting: Vec<(u64, Lid)> = Vec::new();
+        let mut turns = std::mem::take(&mut self.hydration.turns);
+        turns.retain(|lid, turn| turn.at_work || self.wants_hydration(*lid));
+        self.hydration.turns = turns;
+        let at_work = self.hydration.turns.values().filter(|turn| turn.at_work).count();
+        let mut rests = false;
+        for lid in self.records.keys().filter(|lid| self.wants_hydration(**lid)) {
+            match self.hydration.turns.get(lid) {
+                Some(turn) if turn.at_work => {}
+                Some(turn) if turn.not_before_ns > now_ns => rests = true,
+                turn => waiting.push((turn.map_or(0, |turn| turn.ended), *lid)),
+            }
+        }
+        if waiting.is_empty() && !rests {
+            return Next::Nothing;
+        }
+        if at_work >= LVOLS || self.leaving {
+            return Next::Later;
+        }
+        waiting.sort_unstable();
+        let probed: Vec<Arc<Link>> = self.hydration.turns.values().filter_map(|turn| turn.probes.clone()).collect();
+        // Most of them may have the same few parents.
+        let mut away: Vec<(Arc<Link>, bool)> = Vec::new();
+        for (_, lid) in waiting {
+            let Some(outside) = self.records.get(&lid).and_then(|r| r.hot.external.load_full()) else { continue };
+            let link = &outside.link;
+            let is_away = match away.iter().find(|(known, _)| Arc::ptr_eq(known, link)) {
+                Some((_, is_away)) => *is_away,
+                None => {
+                    let is_away = link.away().is_some();
+                    away.push((link.clone(), is_away));
+                    is_away
+                }
+            };
+            if is_away && (probed.len() >= PROBES || probed.iter().any(|other| Arc::ptr_eq(other, link))) {
+                continue;
+            }
+            let probes = is_away.then(|| link.clone());
+            let turn = self.hydration.turns.entry(lid).or_default();
+            (turn.at_work, turn.probes) = (true, probes.clone());
+            return Next::Pass(lid, probes);
+        }
+        Next::Later
+    }
+
+    /// A turn is over. What to say of it, if that is new.
+    fn turn_ended(&mut self, lid: Lid, result: Result<()>, copied_before: u64, now_ns: u64) -> Option<String> {
+        self.hydration.ended += 1;
+        let (ended, wanted) = (self.hydration.ended, self.wants_hydration(lid));
+        self.hydration.wake();
+        if !wanted {
+            self.hydration.turns.remove(&lid);
             return None;
         }
-        let waiting =
-            self.records.keys().find(|lid| !self.hydration.running.contains_key(lid) && self.wants_hydration(**lid));
-        let lid = waiting.copied()?;
-        self.hydration.running.insert(lid, Running::default());
-        Some(lid)
+        let turn = self.hydration.turns.get_mut(&lid)?;
+        turn.at_work = false;
+        turn.ended = ended;
+        if turn.copied_bytes != copied_before {
+            turn.failures = 0;
+        }
+        turn.not_before_ns = now_ns.saturating_add(PAUSE.as_nanos() as u64);
+        let probes = turn.probes.take();
+        let failure = result.err().filter(|e| e.kind() != ErrorKind::Cancelled);
+        turn.failure = failure.map(|e| e.message().to_string());
+        let message = turn.failure.clone()?;
+        // Of a parent that is still away: it may be back the next moment.
+        if probes.is_none() {
+            let pause = PAUSE.saturating_mul(1 << turn.failures.min(16)).min(PAUSE_MAX);
+            turn.not_before_ns = now_ns.saturating_add(pause.as_nanos() as u64);
+            turn.failures = turn.failures.saturating_add(1);
+        }
+        let is_new = turn.said.as_ref() != Some(&message);
+        turn.said = Some(message.clone());
+        is_new.then_some(message)
     }
 }
 
@@ -130,58 +216,57 @@ impl Lvstore {
     /// Hydrates every lvol that is to be, as long as the store is open.
     pub(crate) async fn hydrator(self: Arc<Self>, shard: Shard) {
         loop {
+            let mut look = pin!(shard.sleep(PAUSE));
             let next = wait_until(&self.core, |core, cx| {
                 if core.ends() {
                     return Poll::Ready(None);
                 }
-                let next = core.next_to_hydrate();
-                if next.is_none() {
+                let next = core.next_to_hydrate(shard.now_ns());
+                let waits = match &next {
+                    Next::Pass(..) => false,
+                    Next::Later => look.as_mut().poll(cx).is_pending(),
+                    Next::Nothing => true,
+                };
+                if waits {
                     core.hydration.wait.register(cx);
                     return Poll::Pending;
                 }
-                Poll::Ready(next)
+                Poll::Ready(Some(next))
             });
-            let Some(lid) = next.await else { return };
-            self.spawn(&shard, self.clone().hydrate_until_done(shard.clone(), lid));
+            match next.await {
+                Some(Next::Pass(lid, away)) => {
+                    self.spawn(&shard, self.clone().hydrate_turn(shard.clone(), lid, away));
+                }
+                Some(_) => {}
+                None => return,
+            }
         }
     }
 
-    async fn hydrate_until_done(self: Arc<Self>, shard: Shard, lid: Lid) {
-        let mut said = None;
-        loop {
-            let result = if lock(&self.core).begin_pass(lid) { self.hydrate_pass(&shard, lid).await } else { Ok(()) };
-            {
+    async fn hydrate_turn(self: Arc<Self>, shard: Shard, lid: Lid, away: Option<Arc<Link>>) {
+        let copied_before = lock(&self.core).hydration.copied_bytes(lid);
+        let result = match &away {
+            Some(parent) => self.unless_leaving(parent.answers(PROBE)).await,
+            None => Ok(()),
+        };
+        let result = match result {
+            Ok(()) => {
                 let mut core = lock(&self.core);
-                if core.ends() || !core.wants_hydration(lid) {
-                    core.hydration.running.remove(&lid);
-                    core.hydration.wake();
-                    return;
-                }
-                let failure =
-                    result.err().filter(|e| e.kind() != ErrorKind::Cancelled).map(|e| e.message().to_string());
-                if failure.is_some() && failure != said {
-                    let name = core.record(lid).map(|r| r.name()).unwrap_or_default();
-                    tracing::warn!(lvol = name, "hydration stands still: {}", failure.as_deref().unwrap_or_default());
-                    said.clone_from(&failure);
-                }
-                if let Some(running) = core.hydration.running.get_mut(&lid) {
-                    (running.at_work, running.failure) = (false, failure);
+                if let Some(turn) = core.hydration.turns.get_mut(&lid) {
+                    turn.probes = None;
                 }
                 core.hydration.wake();
+                drop(core);
+                self.hydrate_pass(&shard, lid).await
             }
-            self.pause(&shard).await;
+            Err(e) => Err(e),
+        };
+        let mut core = lock(&self.core);
+        if let Some(failure) = core.turn_ended(lid, result, copied_before, shard.now_ns()) {
+            let name = core.record(lid).map(|r| r.name()).unwrap_or_default();
+            drop(core);
+            tracing::warn!(lvol = name, "hydration stands still: {failure}");
         }
-    }
-
-    async fn pause(&self, shard: &Shard) {
-        let ends = wait_until(&self.core, |core, cx| {
-            if core.ends() {
-                return Poll::Ready(());
-            }
-            core.hydration.wait.register(cx);
-            Poll::Pending
-        });
-        select(pin!(shard.sleep(PAUSE)), pin!(ends)).await;
     }
 
     /// What a parent answers, unless the store is closed meanwhile.
@@ -293,6 +378,11 @@ impl Lvstore {
             core.may_change()?;
             let (lid, begun) = wanted(&mut core)?;
             if begun {
+                // Who asks again wants it tried again.
+                if let Some(turn) = core.hydration.turns.get_mut(&lid).filter(|turn| !turn.at_work) {
+                    (turn.not_before_ns, turn.failure) = (0, None);
+                }
+                core.hydration.wake();
                 return Ok(());
             }
             core.record(lid)?.hot.external.load_full()
@@ -514,10 +604,10 @@ impl Pass<'_> {
             let part = source.slice(done, size - done);
             let step = io.handle().allocate_for(Why::Hydrate, off + done as u64, rest, &part).await?;
             if step > 0
-                && let Some(running) = lock(&self.store.core).hydration.running.get_mut(&self.lid)
+                && let Some(turn) = lock(&self.store.core).hydration.turns.get_mut(&self.lid)
             {
-                running.copied_bytes += step;
-                running.failure = None;
+                turn.copied_bytes += step;
+                turn.failure = None;
             }
             // A cluster that has something by now is left alone; but it must have something.
             let cluster_at = (off + done as u64) / cluster;

@@ -163,7 +163,7 @@ impl Lvstore {
     }
 
     fn local_of(shard: &Shard, key: u64) -> Result<Rc<StoreShard>> {
-        shard.local_get(key).ok_or_else(|| err!(Invalid, "the lvstore is closed"))
+        shard.local_get(key).ok_or_else(|| err!(Cancelled, "the lvstore is closed"))
     }
 
     pub fn cluster_size(&self) -> u64 {
