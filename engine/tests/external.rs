@@ -10,8 +10,8 @@ use bytes::Bytes;
 use coppice_engine::external::{Access, Answer, External, FileParent, LocalParent, Resolver, Stretch};
 use coppice_engine::shard::block_on;
 use coppice_engine::{
-    CreateExternalClone, CreateLvol, Engine, Error, ErrorKind, LvolInfo, LvolKind, LvolState, OpenStore, Pin, Store,
-    Stores,
+    CreateExternalClone, CreateLvol, CreateSnapshot, Engine, Error, ErrorKind, LvolInfo, LvolKind, LvolState,
+    OpenStore, Pin, Store, Stores,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -743,6 +743,53 @@ fn pins() -> Result<()> {
     block_on(two.a.lvstore().background_done());
     assert!(block_on(two.a.lvol(snapshot)).is_err());
     block_on(two.a.unpin(snapshot, y))?;
+    two.sound()
+}
+
+/// Snapshots that have themselves as a parent, at once or over another store: what nobody has is an error, not read for ever.
+#[test]
+fn parents_in_a_circle() -> Result<()> {
+    let mut two = Two::new(C)?;
+    two.stores.add(two.b.clone());
+    let path = two.dir.path().join("parent");
+    std::fs::write(&path, Rng::new(70).bytes(MIB as usize))?;
+    let clone = |store: &Store, parent: Uuid, name: &str| {
+        let how = CreateExternalClone { parent, name: name.into(), hydrate: false, ..Default::default() };
+        block_on(store.clone_external(how))
+    };
+    let snapshot = |store: &Store, lvol: Uuid, name: &str, uuid: Option<Uuid>| {
+        block_on(store.snapshot(vec![CreateSnapshot { uuid, ..snapshot_of(lvol, name) }]))
+    };
+    // Each becomes what it was made of: `near` in the same store, `far` by way of `a`.
+    let (near, far) = (Uuid::from_u128(90), Uuid::from_u128(91));
+    for parent in [near, far] {
+        two.known.add(parent, FileParent::new(&path))?;
+    }
+    let clones = [clone(&two.b, near, "near")?.uuid, clone(&two.b, far, "far")?.uuid];
+    snapshot(&two.b, clones[0], "near-s", Some(near))?;
+    let between = snapshot(&two.b, clones[1], "far-s", None)?.remove(0).uuid;
+    two.knows(between)?;
+    let back = clone(&two.a, between, "back")?.uuid;
+    snapshot(&two.a, back, "back-s", Some(far))?;
+    let shard = two.engine.shards()[0].clone();
+    let stores = Stores::default();
+    for parent in [near, far, between] {
+        two.known.add(parent, LocalParent::new(stores.clone(), parent, shard.clone()))?;
+    }
+    block_on(two.a.close())?;
+    two.a = open(&two.engine, &two.dir.path().join("a"), &two.known)?;
+    two.reopen_b()?;
+    stores.add(two.a.clone());
+    stores.add(two.b.clone());
+    for (store, lvol) in [(&two.b, clones[0]), (&two.b, clones[1]), (&two.a, back)] {
+        let e = block_on(store.read(lvol, 0, 4096)).err().context("read out of nothing")?;
+        assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+        assert!(block_on(store.hydrate(lvol, Box::new(|_| true))).is_err());
+        assert_eq!(info(store, lvol)?.state, LvolState::Degraded);
+    }
+    // What they have themselves is there.
+    block_on(two.b.write(clones[0], 0, vec![7; C as usize]))?;
+    assert_eq!(block_on(two.b.read(clones[0], 0, C as usize))?, vec![7; C as usize]);
     two.sound()
 }
 

@@ -12,7 +12,7 @@ mod file;
 mod local;
 
 pub use file::FileParent;
-pub use local::LocalParent;
+pub use local::{LocalParent, has_left};
 
 use crate::error::{Result, err};
 use crate::shard::sync::lock;

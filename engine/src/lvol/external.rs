@@ -162,6 +162,12 @@ impl Lvstore {
         lock(&self.core).external_parents()
     }
 
+    /// The external parent that a lvol reads, itself or through its ancestors.
+    pub(crate) fn external_parent_of(&self, lvol: Uuid) -> Option<Uuid> {
+        let core = lock(&self.core);
+        core.record(core.lid_of(lvol).ok()?).ok()?.hot.external.load_full()?.link.uuid()
+    }
+
     /// False: metadata does not check out or cannot be read, and may name external parents that nobody knows of.
     pub fn knows_external_parents(&self) -> bool {
         let core = lock(&self.core);

@@ -3,7 +3,7 @@
 use super::DELTA_CONTEXT;
 use async_trait::async_trait;
 use bytes::Bytes;
-use coppice_engine::external::Stretch;
+use coppice_engine::external::{Stretch, has_left};
 use coppice_engine::{Error, LvolInfo, LvolKind, LvolState, Reader, Store, Stores};
 use coppice_nbd::proto::Extent;
 use coppice_nbd::server::{self, BASE_ALLOCATION, Identity, Listed, Peer, Refusal, Source, SourceError};
@@ -16,6 +16,8 @@ const HOLE: u64 = 1;
 const ZERO: u64 = 2;
 /// The bit of a delta: this may differ.
 const CHANGED: u64 = 1;
+/// Linux' number, which the protocol has, too: the server is shutting down.
+const ESHUTDOWN: i32 = 108;
 
 /// The snapshots of the open lvstores. An export's name is the UUID of its lvol.
 #[derive(Clone)]
@@ -79,8 +81,10 @@ struct Snapshot {
     others: Vec<Uuid>,
 }
 
+/// What an error of the engine is to a client. Whose store is not open any more is away, and no answer: the client connects
+/// anew, and asks whoever has the snapshot then. Anything else it takes for the last word.
 fn failed(e: &Error) -> SourceError {
-    SourceError::new(e.errno(), e.message())
+    SourceError::new(if has_left(e) { ESHUTDOWN } else { e.errno() }, e.message())
 }
 
 #[async_trait]

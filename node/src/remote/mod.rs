@@ -8,6 +8,8 @@
 mod exports;
 mod parents;
 mod release;
+#[cfg(test)]
+mod tests;
 
 pub use exports::Exports;
 pub use parents::{Parents, Whereabouts};

@@ -1,8 +1,8 @@
 //! Where the parents of esnap clones are: in a lvstore that is open here, in a file, or on another node.
 
-use coppice_engine::external::{Answer, External, FileParent, LocalParent, Resolver, Stretch};
+use coppice_engine::external::{Answer, External, FileParent, LocalParent, Resolver, Stretch, has_left};
 use coppice_engine::shard::ShardHandle;
-use coppice_engine::{Error, ErrorKind, Stores};
+use coppice_engine::{Error, ErrorKind, Result, Stores};
 use coppice_nbd::client::{self, Config, ExtentKind, Remote, State};
 use coppice_nbd::tls::Certificates;
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub type Whereabouts = Arc<dyn Fn(Uuid) -> client::Resolver + Send + Sync>;
 
 /// Bytes that one request of ours asks for at most.
 const REQUEST_BYTES: u32 = 1 << 20;
+/// How long after a store was closed under a read it is looked who has the snapshot now.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Finds parents for the engine. What is open here is read here; a parent that is nowhere yet is waited for.
 pub struct Parents {
@@ -77,11 +79,25 @@ enum Way {
 }
 
 impl Parent {
-    async fn way(&self) -> Way {
-        match (self.local.find().await, &self.remote) {
+    async fn way(&self) -> Result<Way> {
+        Ok(match (self.local.find().await?, &self.remote) {
             (Some(reader), _) => Way::Here(reader),
             (None, Some(remote)) => Way::Remote(remote.clone()),
             (None, None) => Way::Nobody,
+        })
+    }
+
+    /// Asks whoever has it. A store that is closed under the question is waited for, or whoever has the snapshot then is
+    /// asked.
+    async fn ask<T>(&self, patience: Duration, question: impl Fn(Way, Duration) -> Answer<T>) -> Result<T> {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match question(self.way().await?, left).await {
+                Err(e) if has_left(&e) && Instant::now() < until => self.local.pause(&mut LOOK.min(left)).await?,
+                Err(e) if has_left(&e) => return Err(Error::new(ErrorKind::Away, e.message())),
+                done => return done,
+            }
         }
     }
 }
@@ -93,7 +109,7 @@ impl External for Shared {
         }
         let parent = self.0.clone();
         Box::pin(async move {
-            match parent.way().await {
+            match parent.way().await? {
                 Way::Here(reader) => Ok(reader.size()),
                 Way::Nobody => parent.local.size(patience).await,
                 Way::Remote(remote) => {
@@ -112,17 +128,19 @@ impl External for Shared {
             return file.read(off, len, patience);
         }
         let parent = self.0.clone();
-        Box::pin(async move {
-            match parent.way().await {
-                Way::Here(reader) => reader.read(off, len).await,
-                Way::Nobody => parent.local.read(off, len, patience).await,
-                Way::Remote(remote) => {
+        let local = parent.local.clone();
+        let question = move |way, left| -> Answer<bytes::Bytes> {
+            match way {
+                Way::Here(reader) => Box::pin(async move { reader.read(off, len).await }),
+                Way::Nobody => local.read(off, len, left),
+                Way::Remote(remote) => Box::pin(async move {
                     let too_long = |_| Error::new(ErrorKind::Invalid, format!("{len} bytes are too many for one read"));
                     let len = u32::try_from(len).map_err(too_long)?;
-                    remote.read_by(off, len, Instant::now() + patience).await.map_err(failed)
-                }
+                    remote.read_by(off, len, Instant::now() + left).await.map_err(failed)
+                }),
             }
-        })
+        };
+        Box::pin(async move { parent.ask(patience, question).await })
     }
 
     fn status(&self, off: u64, len: u64, patience: Duration) -> Answer<Vec<Stretch>> {
@@ -130,17 +148,19 @@ impl External for Shared {
             return file.status(off, len, patience);
         }
         let parent = self.0.clone();
-        Box::pin(async move {
-            match parent.way().await {
-                Way::Here(reader) => reader.status(off, len).await,
-                Way::Nobody => parent.local.status(off, len, patience).await,
-                Way::Remote(remote) => {
-                    let extents = remote.status_by(off, len, Instant::now() + patience).await.map_err(failed)?;
+        let local = parent.local.clone();
+        let question = move |way, left| -> Answer<Vec<Stretch>> {
+            match way {
+                Way::Here(reader) => Box::pin(async move { reader.status(off, len).await }),
+                Way::Nobody => local.status(off, len, left),
+                Way::Remote(remote) => Box::pin(async move {
+                    let extents = remote.status_by(off, len, Instant::now() + left).await.map_err(failed)?;
                     let stretch = |e: client::Extent| Stretch { len: e.len, hole: e.kind != ExtentKind::Data };
                     Ok(extents.into_iter().map(stretch).collect())
-                }
+                }),
             }
-        })
+        };
+        Box::pin(async move { parent.ask(patience, question).await })
     }
 
     fn away(&self) -> Option<String> {
