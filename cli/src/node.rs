@@ -147,6 +147,8 @@ pub async fn run(args: NodeArgs) -> Result<()> {
     if !working.is_finished() && tokio::time::timeout(limit, &mut working).await.is_err() {
         working.abort();
     }
+    // Before the stores: to others this node is away from here on, not broken.
+    agent.stop_serving().await;
     if let Ok(engine) = &engine {
         serving::report_in_use(&serving::close(engine, &stores, &node).await?);
     }

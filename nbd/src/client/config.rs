@@ -85,8 +85,10 @@ pub struct Config {
     pub retry_refused: Duration,
     /// Connections beyond the first are closed when idle for so long. 30 s.
     pub idle_timeout: Duration,
+    /// The last one, too, when idle for so long; the next request brings it back. Servers have only so many places. 60 s.
+    pub rest_timeout: Duration,
 
-    /// Connections at most, if the server allows several; at rest there is one. 4.
+    /// Connections at most, if the server allows several; at rest there is one, and then none. 4.
     pub connections: usize,
     /// Requests that the server has at once, over all connections. 64.
     pub requests: usize,
@@ -118,6 +120,7 @@ impl Config {
             retry_idle_max: Duration::from_secs(15),
             retry_refused: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            rest_timeout: Duration::from_secs(60),
             connections: 4,
             requests: 64,
             bytes: 16 << 20,

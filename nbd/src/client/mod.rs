@@ -104,6 +104,7 @@ impl Shared {
             let changed = *state != now;
             if std::mem::discriminant(state) != std::mem::discriminant(&now) {
                 match &now {
+                    State::Resting => tracing::debug!(export = self.config.export, "the remote device rests"),
                     State::Connecting | State::Connected { .. } => {
                         tracing::info!(export = self.config.export, state = ?now, "the remote device");
                     }

@@ -12,6 +12,8 @@ pub enum State {
     Connecting,
     /// So many connections answer.
     Connected { connections: usize },
+    /// None is there since nobody asks for anything; all was well.
+    Resting,
     /// None does; it is tried again and again.
     Away { since: SystemTime, reason: String },
     /// There is a server, but not the right one: another size, writable, another identity. Nothing is read from it; it is

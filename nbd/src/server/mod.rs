@@ -38,8 +38,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -98,7 +98,9 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    /// The task that accepts, and owns all others.
+    accepting: AsyncMutex<JoinHandle<()>>,
+    cut_off: AbortHandle,
 }
 
 impl Server {
@@ -116,7 +118,8 @@ impl Server {
         });
         let (stop, stopping) = watch::channel(false);
         let accepting = tokio::spawn(accept(Arc::clone(&shared), listener, stopping));
-        Ok(Self { shared, stop, accepting })
+        let cut_off = accepting.abort_handle();
+        Ok(Self { shared, stop, accepting: AsyncMutex::new(accepting), cut_off })
     }
 
     /// The connections in transmission.
@@ -141,12 +144,20 @@ impl Server {
     }
 
     /// Accepts no more, answers what is in flight, closes everything. Takes at most `Limits::drain_max` and a little.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         self.stop.send_replace(true);
         self.shared.registry.stop();
         let max = self.shared.limits.drain_max + STOP_SLACK;
-        if timeout(max, &mut self.accepting).await.is_err() {
+        let ended = async {
+            let mut accepting = self.accepting.lock().await;
+            // One that has been waited for before must not be again.
+            if !accepting.is_finished() {
+                let _ = (&mut *accepting).await;
+            }
+        };
+        if timeout(max, ended).await.is_err() {
             tracing::warn!("connections did not end in time, and were cut off");
+            self.cut_off.abort();
         }
     }
 }
@@ -154,7 +165,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The tasks of the connections go with the set that this task owns.
-        self.accepting.abort();
+        self.cut_off.abort();
     }
 }
 

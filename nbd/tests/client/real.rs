@@ -295,6 +295,22 @@ fn connections_follow_the_work() -> Result<()> {
 }
 
 #[test]
+fn at_rest_there_is_no_connection() -> Result<()> {
+    let server = Server::nbdkit(&["-r", "pattern", "size=64M"])?;
+    let config =
+        coppice_nbd::client::Config { rest_timeout: Duration::from_millis(200), ..config("", server.endpoint()) };
+    let remote = remote(config);
+    for n in 0..3 {
+        assert_eq!(&wait(remote.read(n << 20, 4096))?[..], pattern(n << 20, 4096));
+        until(&remote, |state| *state == State::Resting);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(remote.state(), State::Resting);
+    }
+    assert_eq!((remote.counters().connects, remote.counters().disconnects), (3, 0));
+    Ok(())
+}
+
+#[test]
 fn a_runtime_that_ends_leaves_nobody_waiting() -> Result<()> {
     let server = Server::nbdkit(&["-r", "--filter=delay", "pattern", "size=1M", "rdelay=5"])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

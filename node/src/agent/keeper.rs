@@ -216,6 +216,7 @@ impl Keeper {
             return false;
         }
         self.agent.config.stores.remove(store.uuid());
+        self.agent.let_go_of(&store);
         match self.patiently(None, LvstoreReason::DeviceStalled, store.close()).await {
             Err(e) if !store.lvstore().has_failed() || e.kind() == ErrorKind::Busy => {
                 self.agent.config.stores.add(store);

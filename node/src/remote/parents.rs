@@ -170,7 +170,7 @@ impl External for Shared {
             (None, None) => parent.local.away(),
             (None, Some(_)) if parent.local.is_near() => None,
             (None, Some(remote)) => match remote.state() {
-                State::Connected { .. } => None,
+                State::Connected { .. } | State::Resting => None,
                 State::Connecting => Some("its external parent is being connected".into()),
                 State::Away { reason, .. } | State::Refused { reason, .. } => {
                     Some(format!("its external parent cannot be reached: {reason}"))

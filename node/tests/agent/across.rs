@@ -246,6 +246,60 @@ async fn whoever_is_away_keeps_what_the_other_needs() -> Result<()> {
     b.stop().await
 }
 
+/// A is restarted in good order, and its store closed and opened while the agent runs: whoever reads on B waits, and sees no
+/// error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_source_is_no_error() -> Result<()> {
+    let mut two = Two::new()?;
+    two.b.hydrate_at(Some(64 << 10));
+    let (a, b) = two.start().await?;
+    let (_, snapshot) = two.source(&a, 5).await?;
+    let copy = two.restore("copy", snapshot)?;
+    two.b.lvol_is("copy", "Ready", "True/Available").await?;
+    let (store, stop) = (b.store()?, Arc::new(AtomicBool::new(false)));
+    let wanted = content(5).pop().context("content")?;
+    let readers: Vec<_> = (0..4_usize)
+        .map(|reader| {
+            let (store, stop, (off, data)) = (store.clone(), stop.clone(), wanted.clone());
+            tokio::spawn(async move {
+                let mut n = reader;
+                // Too large to come from what was read ahead.
+                while !stop.load(Ordering::Relaxed) {
+                    let at = n * 40_961 % (data.len() - 100_000);
+                    let got = store.read(copy, off + at as u64, 100_000).await?;
+                    ensure!(got[..] == data[at..at + 100_000], "it differs at {at}");
+                    n += 1;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let mut a = a;
+    for _ in 0..2 {
+        a.stop().await?;
+        a = two.a.start()?;
+        two.a.lvstore_is(&two.a.pool_name(), "Ready", "True/Open").await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    // The object is made anew: the agent closes the store, and opens it.
+    let object = two.api.get("lvstores", &two.a.pool_name()).context("A's store")?;
+    let before = a.store()?;
+    two.api.remove("lvstores", &two.a.pool_name());
+    eventually("it is closed", || a.store().is_err()).await?;
+    two.api.put("lvstores", object);
+    eventually("it is open again", || a.store().is_ok_and(|now| now.lvstore().key() != before.lvstore().key())).await?;
+    drop(before);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(store.external_parents() == [snapshot], "it was hydrated before anything was shown");
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        tokio::time::timeout(Duration::from_secs(25), reader).await.context("a read has no end")???;
+    }
+    drop(store);
+    a.stop().await?;
+    b.stop().await
+}
+
 /// Which of the two is killed when the API server is cut off.
 #[derive(Clone, Copy, Debug)]
 enum Who {

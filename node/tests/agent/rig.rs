@@ -220,6 +220,7 @@ impl Running {
     pub async fn stop(self) -> Result<()> {
         self.stop.send_replace(true);
         tokio::time::timeout(Duration::from_secs(20), self.task).await.context("the agent ends")??;
+        self.agent.stop_serving().await;
         for store in self.stores.all().iter() {
             store.close().await?;
         }

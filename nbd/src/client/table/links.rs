@@ -37,6 +37,7 @@ impl Table {
         self.request_max = self.links.values().map(|link| max(&link.peer)).min().unwrap_or(self.request_max);
         self.trouble = None;
         self.wants_more = false;
+        self.resting = false;
         self.dispatch(now);
         (id, heard)
     }
@@ -95,6 +96,7 @@ impl Table {
             Some((at, trouble)) if trouble.refused == refused => (*at, trouble.since),
             _ => (now, SystemTime::now()),
         };
+        self.resting = false;
         self.trouble = Some((at, Trouble { since, address, reason, refused }));
     }
 
@@ -106,6 +108,7 @@ impl Table {
 
     pub fn state(&self) -> State {
         match (self.trusted().count(), &self.trouble) {
+            (0, None) if self.resting => State::Resting,
             (0, None) => State::Connecting,
             (0, Some((_, trouble))) => trouble.state(),
             (connections, _) => State::Connected { connections },

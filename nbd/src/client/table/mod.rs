@@ -201,6 +201,8 @@ pub(super) struct Table {
     recent: VecDeque<u64>,
     last_read: Instant,
     wants_more: bool,
+    /// The last connection was closed since nobody needed it.
+    resting: bool,
     schedule: Schedule,
     trouble: Option<(Instant, Trouble)>,
     /// When the keeper looks next, if it does.
@@ -226,6 +228,7 @@ impl Table {
             recent: VecDeque::with_capacity(RECENT_UNITS),
             last_read: now,
             wants_more: false,
+            resting: false,
             schedule: Schedule::new(&config, seed),
             trouble: None,
             planned: None,

@@ -32,7 +32,9 @@ impl Table {
         self.dispatch(now);
         let mut dial = false;
         if self.links.len() < 2 * self.config.connections.max(1) {
-            let due = if self.trusted().next().is_none() {
+            let due = if self.resting && self.fetches.is_empty() {
+                None
+            } else if self.trusted().next().is_none() {
                 Some(self.schedule.due(!self.fetches.is_empty()))
             } else if self.wants_more && self.may_grow(now) {
                 Some(None)
@@ -145,7 +147,7 @@ impl Table {
         }
     }
 
-    /// Gives back what is not in use: connections beyond the first, and what was read ahead.
+    /// Gives back what is not in use: connections, those beyond the first earlier, and what was read ahead.
     fn rest(&mut self, now: Instant, at: &mut impl FnMut(Instant)) {
         if !self.cache.is_empty() {
             match self.last_read + CACHE_KEEP {
@@ -155,6 +157,19 @@ impl Table {
         }
         let mut spare = self.trusted().count().saturating_sub(1);
         let mut over = Vec::new();
+        // Nothing waits, and there are no others that may yet come to their senses.
+        if self.fetches.is_empty()
+            && self.links.len() == 1
+            && let Some((id, link)) = self.links.first_key_value().filter(|(_, link)| link.owes.is_empty())
+        {
+            match link.turned + self.config.rest_timeout {
+                due if due <= now => {
+                    over.push(*id);
+                    self.resting = true;
+                }
+                due => at(due),
+            }
+        }
         for (id, link) in self.links.iter().rev().filter(|(_, link)| !link.suspect && link.owes.is_empty()) {
             if spare == 0 {
                 break;

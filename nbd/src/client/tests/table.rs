@@ -462,6 +462,50 @@ fn connections_grow_with_the_work_and_rest_with_it() {
 }
 
 #[test]
+fn the_last_connection_rests_too_and_comes_back_with_the_work() {
+    let mut rig = Rig::new(config());
+    let mut wire = rig.up();
+    for _ in 0..2 {
+        let mut read = rig.read(0, 512);
+        let request = wire.ask();
+        // However long that takes.
+        rig.later_heard(70 * SECOND / 20, &[&wire]);
+        rig.answer(&wire, &request);
+        data(&mut read);
+        let plan = rig.later(59 * SECOND);
+        assert!(plan.next.is_some_and(|next| next <= rig.now + 2 * SECOND), "{plan:?}");
+        assert_eq!(rig.state(), State::Connected { connections: 1 });
+        assert!(!rig.later(2 * SECOND).dial);
+        assert_eq!(wire.orders.try_recv(), Ok(Order::Close));
+        assert_eq!(rig.state(), State::Resting);
+        // The connection says goodbye; nothing more is to be done.
+        rig.table.link_down(wire.id, Ended::Wanted, rig.now);
+        let plan = rig.later(1000 * SECOND);
+        assert_eq!((plan.dial, plan.next, rig.state()), (false, None, State::Resting));
+        let mut read = rig.read(4096, 512);
+        assert!(rig.table.planned().is_some_and(|at| at <= rig.now), "the keeper is to look");
+        assert!(rig.later(Duration::ZERO).dial);
+        assert_eq!(rig.state(), State::Resting, "it is not away as far as anybody knows");
+        wire = rig.up();
+        assert_eq!(rig.state(), State::Connected { connections: 1 });
+        let request = wire.ask();
+        rig.answer(&wire, &request);
+        data(&mut read);
+    }
+    // A server that has gone meanwhile is noticed, and looked for from then on.
+    rig.later(61 * SECOND);
+    assert_eq!(rig.state(), State::Resting);
+    let _read = rig.read(0, 512);
+    assert!(rig.later(Duration::ZERO).dial);
+    rig.table.dial_failed(None, "refused".into(), false, rig.now);
+    assert!(matches!(rig.state(), State::Away { .. }), "{:?}", rig.state());
+    rig.later(61 * SECOND);
+    assert!(matches!(rig.state(), State::Away { .. }), "{:?}", rig.state());
+    let plan = rig.later(20 * SECOND);
+    assert!(plan.dial, "nobody waits, and it is tried all the same");
+}
+
+#[test]
 fn a_server_that_does_not_allow_several_connections_gets_one() {
     let mut rig = Rig::new(config());
     let _wire = rig.up_with(Peer { multi: false, ..peer() });

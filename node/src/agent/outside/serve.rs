@@ -5,6 +5,7 @@ use super::super::{Agent, lock};
 use super::unread::{Readers, Unread, Yes};
 use crate::remote::Exports;
 use async_trait::async_trait;
+use coppice_engine::Store;
 use coppice_nbd::server::{self, Identity, Limits, Listed, Listener, Peer, Refusal, Server, Source};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -100,6 +101,23 @@ pub async fn run(agent: &Agent) {
         Err(e) => warn!("snapshots are not served to other nodes: {e}"),
     }
     agent.served.notify_waiters();
+}
+
+impl Agent {
+    /// Other nodes read nothing here any more. Call it before stores are closed: those who still read wait for this node.
+    pub async fn stop_serving(&self) {
+        if let Some(server) = self.outside.server.get() {
+            server.stop().await;
+        }
+    }
+
+    /// Ends what other nodes read of a store that is about to be closed, and is not served any more: they ask again.
+    pub(in super::super) fn let_go_of(&self, store: &Store) {
+        let Some(server) = self.outside.server.get() else { return };
+        let is_in_it = |export: &String| Uuid::parse_str(export).is_ok_and(|uuid| store.lvstore().lvol(uuid).is_ok());
+        let theirs: BTreeSet<String> = server.connections().into_iter().map(|c| c.export).filter(is_in_it).collect();
+        server.close(|connection| theirs.contains(&connection.export));
+    }
 }
 
 fn start(
