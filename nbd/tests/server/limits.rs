@@ -186,7 +186,8 @@ fn stopping_answers_what_is_in_flight() -> Result<()> {
         let mut negotiating = Raw::unix(&local.socket).await?;
         let cookie = busy.request(Command::READ, CommandFlags::NONE, 0, 4096).await?;
         disk.waiting.notified().await;
-        let stopping = tokio::spawn(local.server.stop());
+        let server = local.server;
+        let stopping = tokio::spawn(async move { server.stop().await });
         idle.closed().await?;
         negotiating.closed().await?;
         ensure!(Raw::unix(&local.socket).await.is_err(), "somebody was let in");
