@@ -95,6 +95,14 @@ impl HydrationState {
         self.wait.wake_all();
     }
 
+    /// From here on it is a pass as any other, and others of that parent may go on.
+    fn parent_answered(&mut self, lid: Lid) {
+        if let Some(turn) = self.turns.get_mut(&lid) {
+            turn.probes = None;
+        }
+        self.wake();
+    }
+
     pub fn is_at_rest(&self) -> bool {
         self.turns.values().all(|turn| !turn.at_work)
     }
@@ -251,12 +259,7 @@ impl Lvstore {
         };
         let result = match result {
             Ok(()) => {
-                let mut core = lock(&self.core);
-                if let Some(turn) = core.hydration.turns.get_mut(&lid) {
-                    turn.probes = None;
-                }
-                core.hydration.wake();
-                drop(core);
+                lock(&self.core).hydration.parent_answered(lid);
                 self.hydrate_pass(&shard, lid).await
             }
             Err(e) => Err(e),
