@@ -48,6 +48,29 @@ fn chains_longer_than_a_journal_record() -> Result<()> {
     Ok(())
 }
 
+/// A discarded cluster of a snapshot hides what its parent has. Sealing gives it a cluster of zeroes, which the child's leaf,
+/// loaded before, does not show. Once a decouple after that took over neither, and what had been discarded came back.
+#[test]
+fn what_was_discarded_stays_so_after_a_seal_and_a_decouple() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut b = Bench::create(&folder.path().join("store.img"), store_of("lvs", 64 << 20, K4, K4))?;
+    let lvol = b.create_lvol("lvol", 1 << 20, false)?;
+    b.write(lvol, 0, Rng::new(1).bytes(64 << 10))?;
+    b.snapshot(&[(lvol, "full")])?;
+    b.discard(lvol, 16 << 10, 16 << 10)?;
+    b.snapshot(&[(lvol, "with a hole")])?;
+    // Its own leaf from now on, not the snapshot's.
+    b.write(lvol, 60 << 10, Rng::new(2).bytes(4096))?;
+    b.compare(lvol)?;
+    block_on(b.store.seal())?;
+    b.decouple(lvol)?;
+    b.compare_all()?;
+    b.reopen()?;
+    b.compare_all()?;
+    ensure!(b.close_and_judge()?);
+    Ok(())
+}
+
 /// Several long chains at one instant, right after a start.
 #[test]
 fn long_chains_in_one_group_snapshot() -> Result<()> {

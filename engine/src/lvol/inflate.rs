@@ -241,8 +241,9 @@ impl Lvstore {
                 let above = parent_map.as_ref().and_then(|(m, t)| Seen::of(m, *t, cluster)).filter(|s| s.mine);
                 let outside = seen.entry.is_external() && lvol.external.load().is_some();
                 let reads_zero = seen.entry.cluster().is_none() && !outside;
-                if !all && reads_zero && above.is_some_and(|s| s.entry.is_zero_mark()) {
-                    // A mark that the parent got from a merge may not show in the leaf yet.
+                if !all && reads_zero && above.is_some() {
+                    // What hides the grandparent's content: a zero mark, which may not show in the leaf yet when it came
+                    // with a merge, or the cluster of zeroes that sealing put in a mark's place.
                     core.set_entry(lid, cluster, Entry::OWN_ZERO)?;
                 }
                 if reads_zero || !all && above.is_none() {
