@@ -21,7 +21,7 @@ use super::external::{SPAN, data_runs};
 use super::inflate::OnProgress;
 use super::io::{LvolIo, Seen, Source};
 use crate::api::{LvolInfo, Progress};
-use crate::error::{ErrorKind, Result, err};
+use crate::error::{Error, ErrorKind, Result, err};
 use crate::external::{Link, Outside};
 use crate::shard::Shard;
 use crate::shard::sync::{WaitList, lock, wait_until};
@@ -78,7 +78,7 @@ struct Turn {
     /// The parent that it asks whether it is back.
     probes: Option<Arc<Link>>,
     copied_bytes: u64,
-    failure: Option<String>,
+    failure: Option<Error>,
     /// The last failure that was logged.
     said: Option<String>,
     /// Passes that failed one after the other, without anything copied.
@@ -115,8 +115,8 @@ impl HydrationState {
         self.turns.get(&lid).map_or(0, |turn| turn.copied_bytes)
     }
 
-    pub fn failure(&self, lid: Lid) -> Option<String> {
-        self.turns.get(&lid).and_then(|turn| turn.failure.clone())
+    pub fn failure(&self, lid: Lid) -> Option<&Error> {
+        self.turns.get(&lid).and_then(|turn| turn.failure.as_ref())
     }
 }
 
@@ -205,9 +205,8 @@ impl Core {
         }
         turn.not_before_ns = now_ns.saturating_add(PAUSE.as_nanos() as u64);
         let probes = turn.probes.take();
-        let failure = result.err().filter(|e| e.kind() != ErrorKind::Cancelled);
-        turn.failure = failure.map(|e| e.message().to_string());
-        let message = turn.failure.clone()?;
+        turn.failure = result.err().filter(|e| e.kind() != ErrorKind::Cancelled);
+        let message = turn.failure.as_ref()?.message().to_string();
         // Of a parent that is still away: it may be back the next moment.
         if probes.is_none() {
             let pause = PAUSE.saturating_mul(1 << turn.failures.min(16)).min(PAUSE_MAX);
@@ -358,7 +357,7 @@ impl Lvstore {
         let Some((_, total)) = r.meta.hydration() else { return Ok(false) };
         core.may_change()?;
         if let Some(failure) = core.hydration.failure(lid) {
-            return Err(err!(Away, "lvol {}: {failure}", r.name()));
+            return Err(failure.clone().context(format_args!("lvol {}", r.name())));
         }
         if !progress(Progress { done: total.saturating_sub(r.promised), total }) {
             return Err(err!(Cancelled, "not waited for any longer; hydration goes on"));

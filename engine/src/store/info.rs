@@ -88,7 +88,9 @@ fn describe(core: &Core, r: &Record, exports: Vec<String>) -> LvolInfo {
         Some(why) => (LvolState::Damaged, Some(why.clone())),
         None if r.hidden => (LvolState::Hidden, None),
         None if away.is_some() => (LvolState::Degraded, away),
-        None if hydration.is_some() => (LvolState::Hydrating, core.hydration.failure(r.hot.lid)),
+        None if hydration.is_some() => {
+            (LvolState::Hydrating, core.hydration.failure(r.hot.lid).map(|e| e.message().to_string()))
+        }
         None => (LvolState::Ok, None),
     };
     LvolInfo {
