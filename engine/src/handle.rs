@@ -212,6 +212,23 @@ fn make_file(path: &Path, size: u64, force: bool) -> Result<bool> {
     Ok(!exists)
 }
 
+#[cfg(feature = "sim")]
+impl Store {
+    /// A store that was opened on shards of a simulated world, its home first.
+    pub fn simulated(lv: Arc<Lvstore>) -> Store {
+        let shards = lv.shards.clone();
+        let home = shards[0].clone();
+        let engine = Running {
+            threads: Mutex::new(None),
+            shards,
+            map_limit_bytes: 0,
+            patience: Duration::ZERO,
+            next_home: AtomicUsize::new(0),
+        };
+        Store { lv, home, engine: Arc::new(engine), exports: Arc::default(), exporting: Arc::new(AsyncMutex::new(())) }
+    }
+}
+
 impl Store {
     /// Runs an operation of the store on its home shard.
     async fn at_home<R, F>(&self, f: impl FnOnce(Arc<Lvstore>, Shard) -> F + Send + 'static) -> Result<R>

@@ -234,7 +234,7 @@ fn run(seed: u64) -> Result<(u64, u64), String> {
         }
         let store = open(&mut world, &device, &model, &there).map_err(at)?;
         lock(&there).fails = rng.one_in(2);
-        let job = Job::new(&store, &device, &model, &tags, rng.draw(), false, false);
+        let job = Job::new(&store, &device, &model, &tags, rng.draw(), false, false).with_parents(|_| true);
         job.start(&world);
         let shard = world.shards[0].clone();
         let busy = life(shard, store.clone(), model.clone(), there.clone(), tags.clone(), Rng::new(rng.draw()));

@@ -3,10 +3,11 @@
 use super::io::Handle;
 use super::tree::NewLvol;
 use crate::api::{CreateExternalClone, LvolInfo};
-use crate::error::{Result, err};
+use crate::error::{ErrorKind, Result, err};
 use crate::external::Link;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
+use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
 use crate::store::core::{Core, Lid};
 use crate::sys::buf::BufSlice;
@@ -34,7 +35,11 @@ impl Handle {
         }
         let n = end.saturating_sub(off).min(buf.len() as u64) as usize;
         if n > 0 {
-            buf.copy_in(0, &self.named(outside.link.read_first(off, n).await)?);
+            let bytes = match outside.link.read_first(off, n).await {
+                Err(e) if active(Mutation::ZeroesForAway) && e.kind() == ErrorKind::Away => vec![0; n].into(),
+                read => self.named(read)?,
+            };
+            buf.copy_in(0, &bytes);
         }
         buf.zero(n, buf.len() - n);
         Ok(())
@@ -187,8 +192,8 @@ impl Core {
     /// UUIDs of the external parents that lvols of the store name, or named in what is durable.
     pub(crate) fn external_parents(&self) -> Vec<Uuid> {
         // After a crash that came too early it would be read again: named until the change is durable.
-        let given_up =
-            self.given_up.iter().filter(|(_, batch)| **batch > self.durable_batch).map(|(parent, _)| *parent);
+        let durable = if active(Mutation::GiveUpParentEarly) { u64::MAX } else { self.durable_batch };
+        let given_up = self.given_up.iter().filter(|(_, batch)| **batch > durable).map(|(parent, _)| *parent);
         let mut all: Vec<Uuid> = self.records.values().filter_map(|r| parent_uuid(r.external()?)).collect();
         all.extend(given_up);
         all.sort_unstable();

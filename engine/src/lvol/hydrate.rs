@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result, err};
 use crate::external::{Link, Outside};
 use crate::shard::Shard;
 use crate::shard::sync::{WaitList, lock, wait_until};
+use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
 use crate::store::core::{Core, Lid};
 use crate::store::map::LEAF_CLUSTERS;
@@ -493,6 +494,7 @@ impl Pass<'_> {
                 }
             };
             for (first, count) in runs {
+                let count = if active(Mutation::HydrationLeavesOut) { count - count.min(1) } else { count };
                 let (mut next, end) = (at / cluster + first, at / cluster + first + count);
                 while next < end {
                     let (from, n) = match beside(&mut copies, &mut done, self.missing(next, end, pace.piece)).await {

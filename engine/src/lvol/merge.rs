@@ -72,7 +72,8 @@ impl Lvstore {
         {
             let mut core = lock(&self.core);
             let Ok(r) = core.record_mut(lid) else { return };
-            if !r.hidden || r.children.len() > 1 || r.busy.is_some() || r.damaged.is_some() || r.is_pinned() {
+            let pinned = r.is_pinned() && !active(Mutation::MergePinned);
+            if !r.hidden || r.children.len() > 1 || r.busy.is_some() || r.damaged.is_some() || pinned {
                 return;
             }
             r.busy = Some("merge");
@@ -136,7 +137,7 @@ impl Core {
         let child = self.record(c)?;
         let foreign = child.damaged.is_some() || child.understood().is_err();
         // Others read what it has by its own map.
-        let pinned = snapshot.is_pinned();
+        let pinned = snapshot.is_pinned() && !active(Mutation::MergePinned);
         if several || pinned || runs || foreign || matches!(child.meta.extents, Extents::Rle(_)) {
             // In the same step, so that whoever takes a child away next begins anew.
             self.record_mut(s)?.busy = None;

@@ -7,6 +7,7 @@ use crate::api::{LvolInfo, Pin};
 use crate::error::{Result, err};
 use crate::shard::Shard;
 use crate::shard::sync::lock;
+use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
 use crate::store::core::Core;
 use std::sync::Arc;
@@ -53,7 +54,9 @@ impl Lvstore {
             Ok((lid, core.open_batch))
         };
         let (lid, batch) = self.change(8, change).await?;
-        self.durable(batch).await?;
+        if !active(Mutation::PinNotDurable) {
+            self.durable(batch).await?;
+        }
         self.describe(&lock(&self.core), lid)
     }
 

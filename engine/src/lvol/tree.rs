@@ -10,6 +10,7 @@ use crate::format::{BlobMeta, Flags, MAX_CLUSTERS_PER_BLOB, layout};
 use crate::lvol::Lvol;
 use crate::shard::Shard;
 use crate::shard::sync::lock;
+use crate::sim::mutation::{Mutation, active};
 use crate::store::Lvstore;
 use crate::store::core::{ATTR_HIDDEN, ATTR_SNAPSHOT, ATTR_THICK, Core, Lid, Reclaim, Record, tables_max};
 use crate::store::map::{LEAF_CLUSTERS, Map};
@@ -146,6 +147,14 @@ impl Core {
             r.intact()?;
             r.understood()?;
             self.hide(lid)?;
+            if active(Mutation::UnpinWithDelete) {
+                let pins: Vec<Uuid> = self.record(lid)?.meta.pins().map(|(lvstore, _)| lvstore).collect();
+                self.update_meta(lid, |meta| {
+                    pins.iter().for_each(|lvstore| meta.set_pin(*lvstore, None));
+                    Ok(())
+                })?;
+                return Ok(Some(lid));
+            }
             return Ok(None);
         }
         if r.hot.is_open() {

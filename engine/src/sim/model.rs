@@ -63,6 +63,9 @@ struct Block {
     cut: u64,
     /// A write is on its way, or failed half-way: the last two values are both current.
     unsettled: bool,
+    /// Values before the last that may be the current one as well: a crash, or a snapshot's origin, left that open, and
+    /// nobody could read it since.
+    open: u64,
 }
 
 impl Block {
@@ -73,13 +76,23 @@ impl Block {
             ever: vec![0],
             cut: 0,
             unsettled: false,
+            open: 0,
         }
     }
 
     /// Place of the oldest value that is current now.
     fn current(&self) -> u64 {
-        let back = if self.unsettled { 2 } else { 1 };
+        let back = 1 + u64::from(self.unsettled) + self.open;
         self.cut + (self.values[0].len() as u64).saturating_sub(back)
+    }
+
+    /// Any of the values may be the current one; none has to be.
+    fn leave_open(&mut self) {
+        self.unsettled = false;
+        self.open = self.values[0].len() as u64 - 1;
+        if self.open > 0 {
+            self.spans.fill(Span { issued: 0, completed: u64::MAX });
+        }
     }
 
     fn push(&mut self, tag: u64) {
@@ -187,7 +200,7 @@ impl Volume {
     /// A write that failed stays unsettled for good: any part of it may be there.
     pub fn write_completes(&mut self, first: u64, count: u64, durable: bool) {
         for block in self.range(first, count) {
-            block.unsettled = false;
+            (block.unsettled, block.open) = (false, 0);
             if let Some(span) = block.spans.last_mut() {
                 span.completed = tick();
             }
@@ -195,6 +208,11 @@ impl Volume {
                 block.forget(block.current());
             }
         }
+    }
+
+    /// A crash: what is not read (and pinned) before it is used again stays open.
+    pub fn crashed(&mut self) {
+        self.blocks.iter_mut().for_each(Block::leave_open);
     }
 
     /// What a flush issued now makes durable, as one place per block.
@@ -226,7 +244,8 @@ impl Volume {
 
     /// A clone of this snapshot.
     pub fn as_clone(&self, name: &str) -> Volume {
-        let blocks = self.blocks.clone();
+        let mut blocks = self.blocks.clone();
+        blocks.iter_mut().for_each(Block::leave_open);
         Volume { name: name.into(), snapshot: false, fate: Fate::MayBeNew, origin: None, blocks }
     }
 
@@ -273,7 +292,7 @@ impl Volume {
                 }
             }
             if pin {
-                block.unsettled = false;
+                (block.unsettled, block.open) = (false, 0);
                 block.spans = block.spans.last().copied().into_iter().collect();
             }
         }

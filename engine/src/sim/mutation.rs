@@ -29,6 +29,18 @@ pub enum Mutation {
     HomeBeforeJournal,
     /// The journal's tail moves before the home pages are flushed.
     TailBeforeHome,
+    /// A pin is acknowledged before it is durable.
+    PinNotDurable,
+    /// A snapshot that is deleted loses its pins.
+    UnpinWithDelete,
+    /// A deleted snapshot is merged or removed although it is pinned.
+    MergePinned,
+    /// An external parent counts as given up before that is durable.
+    GiveUpParentEarly,
+    /// What an external parent that is away does not answer reads zero.
+    ZeroesForAway,
+    /// What an external parent calls data is left out by hydration, and the link cut.
+    HydrationLeavesOut,
 }
 
 #[cfg(feature = "sim")]

@@ -2,6 +2,7 @@
 //!
 //! Each step picks at random: poll a ready task of some shard, complete an operation in flight, deliver the messages of a
 //! shard. Time moves only when nothing else can. A run that can make no step although somebody waits is a deadlock.
+//! Several worlds, each with its own disk and its own power cuts, may run side by side.
 
 use super::disk::{Disk, Work};
 use super::rng::Rng;
@@ -90,29 +91,22 @@ impl World {
     }
 
     /// Runs until `done`, or until the disk has completed `crash_at` writes.
-    pub fn run(&mut self, mut done: impl FnMut() -> bool, crash_at: Option<u64>) -> Outcome {
-        let limit_ns = self.disk.borrow().now_ns + TIME_MAX_NS;
-        for _ in 0..STEPS_MAX {
-            if done() {
-                return Outcome::Done;
-            }
-            if crash_at.is_some_and(|n| self.disk.borrow().writes >= n) {
-                return Outcome::Crashed;
-            }
-            if self.step() {
-                continue;
-            }
-            let next = self.shards.iter().filter_map(Shard::next_deadline).min();
-            let Some(at) = next.filter(|at| *at < limit_ns) else { panic!("deadlock: nothing can make a step") };
-            {
-                let mut disk = self.disk.borrow_mut();
-                disk.now_ns = disk.now_ns.max(at);
-            }
-            for shard in &self.shards {
-                shard.enter(|| shard.fire_timers());
-            }
+    pub fn run(&mut self, done: impl FnMut() -> bool, crash_at: Option<u64>) -> Outcome {
+        match run_together(&mut [(self, crash_at)], done) {
+            None => Outcome::Done,
+            Some(_) => Outcome::Crashed,
         }
-        panic!("endless: {STEPS_MAX} steps were not enough");
+    }
+
+    /// Virtual nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.disk.borrow().now_ns
+    }
+
+    /// The clock goes on from here, if it is behind.
+    pub fn set_clock(&self, now_ns: u64) {
+        let mut disk = self.disk.borrow_mut();
+        disk.now_ns = disk.now_ns.max(now_ns);
     }
 
     /// One step of whatever can be done; false if nothing can.
@@ -172,6 +166,42 @@ impl World {
             shard.enter(|| shard.abandon());
         }
     }
+}
+
+/// Runs worlds side by side under one clock, each on its disk and with the number of completed writes at which its power is
+/// cut, until `done`, or until such a number is reached: answers with that world's place.
+///
+/// They reach each other through shard handles only, as machines do over a network that loses nothing.
+pub fn run_together(worlds: &mut [(&mut World, Option<u64>)], mut done: impl FnMut() -> bool) -> Option<usize> {
+    let now_ns = worlds.iter().map(|(world, _)| world.now_ns()).max().unwrap_or(0);
+    worlds.iter().for_each(|(world, _)| world.set_clock(now_ns));
+    let limit_ns = now_ns + TIME_MAX_NS;
+    for _ in 0..STEPS_MAX {
+        if done() {
+            return None;
+        }
+        let due = |(world, crash_at): &(&mut World, Option<u64>)| {
+            crash_at.is_some_and(|writes| world.disk.borrow().writes >= writes)
+        };
+        if let Some(crashed) = worlds.iter().position(due) {
+            return Some(crashed);
+        }
+        let count = worlds.len();
+        let first = match worlds.first_mut() {
+            Some((world, _)) if count > 1 => world.rng.below(count as u64) as usize,
+            _ => 0,
+        };
+        if (0..count).any(|n| worlds[(first + n) % count].0.step()) {
+            continue;
+        }
+        let deadlines = worlds.iter().flat_map(|(world, _)| world.shards.iter().filter_map(Shard::next_deadline));
+        let Some(at) = deadlines.min().filter(|at| *at < limit_ns) else { panic!("deadlock: nothing can make a step") };
+        for (world, _) in worlds.iter() {
+            world.set_clock(at);
+            world.shards.iter().for_each(|shard| shard.enter(|| shard.fire_timers()));
+        }
+    }
+    panic!("endless: {STEPS_MAX} steps were not enough");
 }
 
 /// Tasks hold their shards, which hold the tasks.

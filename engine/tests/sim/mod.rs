@@ -5,6 +5,7 @@
 
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod pair;
 pub mod program;
 
 use coppice_engine::device::Device;
@@ -12,7 +13,7 @@ use coppice_engine::export::Volume as _;
 use coppice_engine::lvol::LvolIo;
 use coppice_engine::shard::Shard;
 use coppice_engine::sim::disk::Faults;
-use coppice_engine::sim::model::{BLOCK, Model, settle};
+use coppice_engine::sim::model::{BLOCK, Model, Volume, settle};
 use coppice_engine::sim::rng::Rng;
 use coppice_engine::sim::world::{Outcome, World};
 use coppice_engine::store::Lvstore;
@@ -195,6 +196,13 @@ fn reopen(world: &mut World, device: &Device, model: &SharedModel) -> Result<Arc
 
 /// A store as a crash left it: what was under way is decided by what is there, and everything is compared.
 pub async fn judge(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel) -> Result<(), String> {
+    decide(store, model)?;
+    sound(shard, store).await?;
+    compare_all(shard, store, model, true).await
+}
+
+/// What was under way is decided by what is there.
+pub fn decide(store: &Arc<Lvstore>, model: &SharedModel) -> Result<(), String> {
     let mut listed = BTreeMap::new();
     for lvol in store.lvols() {
         match lvol.state {
@@ -206,8 +214,8 @@ pub async fn judge(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel) -> 
         }
     }
     settle(&mut model.borrow_mut(), &listed)?;
-    sound(shard, store).await?;
-    compare_all(shard, store, model, true).await
+    model.borrow_mut().values_mut().for_each(Volume::crashed);
+    Ok(())
 }
 
 /// The store's own verification, and its accounting.
@@ -245,19 +253,29 @@ pub async fn compare(
 ) -> Result<(), Result<String, Error>> {
     const PIECE: u64 = 32;
     let io = LvolIo::open(shard, store, id).map_err(Err)?;
-    let blocks = io.size() / BLOCK;
-    let mut at = 0;
-    while at < blocks {
-        let n = PIECE.min(blocks - at);
-        let bytes = (n * BLOCK) as usize;
-        let buf = shard.buf(bytes).slice(0, bytes);
-        io.read(at * BLOCK, buf.clone()).await.map_err(Err)?;
-        if let Some(volume) = model.borrow_mut().get_mut(&id) {
-            buf.with(|bytes| volume.check(at, bytes, pin)).map_err(Ok)?;
-        }
-        at += n;
+    for at in (0..io.size() / BLOCK).step_by(PIECE as usize) {
+        compare_blocks(shard, &io, model, id, at, PIECE, pin).await?;
     }
     Ok(())
+}
+
+/// As `compare`, at most `count` blocks from `first` on.
+pub async fn compare_blocks(
+    shard: &Shard,
+    io: &LvolIo,
+    model: &SharedModel,
+    id: Uuid,
+    first: u64,
+    count: u64,
+    pin: bool,
+) -> Result<(), Result<String, Error>> {
+    let bytes = (count.min(io.size() / BLOCK - first) * BLOCK) as usize;
+    let buf = shard.buf(bytes).slice(0, bytes);
+    io.read(first * BLOCK, buf.clone()).await.map_err(Err)?;
+    match model.borrow_mut().get_mut(&id) {
+        Some(volume) => buf.with(|bytes| volume.check(first, bytes, pin)).map_err(Ok),
+        None => Ok(()),
+    }
 }
 
 async fn end_well(shard: &Shard, store: &Arc<Lvstore>, model: &SharedModel) -> Result<(), String> {
@@ -298,7 +316,11 @@ pub fn campaign(name: &str, first: u64, crashes: u64, plan: Plan) {
 
 /// One run; a panic of the engine is a failure like any other.
 pub fn attempt(seed: u64, plan: Plan) -> Result<Tally, String> {
-    let result = std::panic::catch_unwind(|| run(seed, plan));
+    caught_panic(|| run(seed, plan))
+}
+
+pub fn caught_panic<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_else(|| "a panic".into()))

@@ -35,6 +35,8 @@ pub struct Job {
     /// All writes go to few blocks, so that they meet in one cluster.
     hot: bool,
     narrow: bool,
+    /// Whether an external parent may be away at the moment.
+    away: Rc<dyn Fn(&Shard) -> bool>,
     running: Rc<Cell<usize>>,
     failure: Rc<RefCell<Option<String>>>,
 }
@@ -65,9 +67,16 @@ impl Job {
             faulty,
             hot: narrow || seed.is_multiple_of(3),
             narrow,
+            away: Rc::new(|_| false),
             running: Rc::default(),
             failure: Rc::default(),
         }
+    }
+
+    /// External parents are away whenever `away` says so, and at no other time.
+    pub fn with_parents(mut self, away: impl Fn(&Shard) -> bool + 'static) -> Job {
+        self.away = Rc::new(away);
+        self
     }
 
     pub fn start(&self, world: &World) {
@@ -107,10 +116,11 @@ impl Job {
     }
 
     /// An error that the program provokes is fine; any other is not.
-    fn allowed(&self, e: Error, also: &[ErrorKind]) -> Result<(), Stop> {
+    fn allowed(&self, shard: &Shard, e: Error, also: &[ErrorKind]) -> Result<(), Stop> {
         match e.kind() {
+            ErrorKind::NoSpace | ErrorKind::NoMetadataSpace => Ok(()),
             // An external parent that fails is not the store's fault.
-            ErrorKind::NoSpace | ErrorKind::NoMetadataSpace | ErrorKind::Away => Ok(()),
+            ErrorKind::Away if (self.away)(shard) => Ok(()),
             ErrorKind::Io | ErrorKind::Failed if self.faulty => Err(Stop::Broken),
             kind if also.contains(&kind) => Ok(()),
             _ => Err(Stop::Wrong(format!("refused: {e:?}"))),
@@ -145,7 +155,7 @@ impl Job {
             match rng.below(20) {
                 0..12 => self.write(shard, &io, id, &mut rng).await?,
                 12..16 => self.discard(shard, &io, id, &mut rng).await?,
-                16 | 17 => self.flush(&io, id).await?,
+                16 | 17 => self.flush(shard, &io, id).await?,
                 _ => self.read(shard, &io, id, &mut rng).await?,
             }
         }
@@ -185,7 +195,7 @@ impl Job {
                 self.see(shard, io, first, count, tag, rng).await?;
                 self.settle(id, first, count, fua);
             }
-            Err(e) => self.allowed(e, &[])?,
+            Err(e) => self.allowed(shard, e, &[])?,
         }
         Ok(())
     }
@@ -213,8 +223,8 @@ impl Job {
                 Err(Stop::Wrong(format!("block {first} and the {count} from there do not read as they were written")))
             }
             Ok(()) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::Io => Ok(()),
-            Err(e) => self.allowed(e, &[]),
+            Err(e) if e.kind() == ErrorKind::Io && self.faulty => Ok(()),
+            Err(e) => self.allowed(shard, e, &[]),
         }
     }
 
@@ -225,12 +235,12 @@ impl Job {
                 self.see(shard, io, first, count, 0, rng).await?;
                 self.settle(id, first, count, false);
             }
-            Err(e) => self.allowed(e, &[])?,
+            Err(e) => self.allowed(shard, e, &[])?,
         }
         Ok(())
     }
 
-    async fn flush(&self, io: &LvolIo, id: Uuid) -> Result<(), Stop> {
+    async fn flush(&self, shard: &Shard, io: &LvolIo, id: Uuid) -> Result<(), Stop> {
         let Some(places) = self.model.borrow().get(&id).map(Volume::flush_begins) else { return Ok(()) };
         match io.flush().await {
             Ok(()) => {
@@ -239,7 +249,7 @@ impl Job {
                 }
                 Ok(())
             }
-            Err(e) => self.allowed(e, &[]),
+            Err(e) => self.allowed(shard, e, &[]),
         }
     }
 
@@ -253,8 +263,8 @@ impl Job {
                 Some(volume) => buf.with(|b| volume.check_live(first, b)).map_err(Stop::Wrong),
                 None => Ok(()),
             },
-            Err(e) if e.kind() == ErrorKind::Io => Ok(()),
-            Err(e) => self.allowed(e, &[]),
+            Err(e) if e.kind() == ErrorKind::Io && self.faulty => Ok(()),
+            Err(e) => self.allowed(shard, e, &[]),
         }
     }
 
@@ -282,7 +292,7 @@ impl Job {
                 15 => self.grow(shard, &mut rng).await?,
                 16 => match self.store.seal(shard).await {
                     Ok(()) => {}
-                    Err(e) => self.allowed(e, &[ErrorKind::Busy])?,
+                    Err(e) => self.allowed(shard, e, &[ErrorKind::Busy])?,
                 },
                 _ => match sound(shard, &self.store).await {
                     Err(_) if self.faulty => return Err(Stop::Broken),
@@ -318,15 +328,15 @@ impl Job {
         self.model.borrow_mut().insert(id, volume);
         let thick = rng.one_in(3);
         let how = CreateLvol { name, uuid: Some(id), size, thick, attributes: Default::default() };
-        self.born(id, self.store.create_lvol(shard, how).await.map(|_| ()))
+        self.born(shard, id, self.store.create_lvol(shard, how).await.map(|_| ()))
     }
 
     /// The end of an operation that makes a lvol.
-    fn born(&self, id: Uuid, result: Result<(), Error>) -> Result<(), Stop> {
+    fn born(&self, shard: &Shard, id: Uuid, result: Result<(), Error>) -> Result<(), Stop> {
         match result {
             Ok(()) => self.set_fate(id, Fate::Stays),
             Err(e) => {
-                self.allowed(e, &[])?;
+                self.allowed(shard, e, &[])?;
                 self.model.borrow_mut().remove(&id);
             }
         }
@@ -362,7 +372,7 @@ impl Job {
         }
         let result = self.store.snapshot(shard, how).await;
         if let Err(e) = result {
-            self.allowed(e, &[])?;
+            self.allowed(shard, e, &[])?;
             taken.iter().for_each(|(id, ..)| {
                 self.model.borrow_mut().remove(id);
             });
@@ -374,9 +384,13 @@ impl Job {
             snapshot.snapshot_completes(places, origin);
             model.insert(*id, snapshot);
         }
+        let mut read = true;
         for (id, ..) in &taken {
             // From now on it never changes.
-            self.same(compare(shard, &self.store, &self.model, *id, true).await)?;
+            read &= self.same(shard, compare(shard, &self.store, &self.model, *id, true).await)?;
+        }
+        if !read {
+            return Ok(());
         }
         let model = self.model.borrow();
         let group: Vec<_> =
@@ -384,12 +398,13 @@ impl Job {
         prefix_holds(&group).map_err(Stop::Wrong)
     }
 
-    fn same(&self, result: Result<(), Result<String, Error>>) -> Result<(), Stop> {
+    /// False: it could not be read.
+    fn same(&self, shard: &Shard, result: Result<(), Result<String, Error>>) -> Result<bool, Stop> {
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(Ok(why)) => Err(Stop::Wrong(why)),
             Err(Err(e)) if e.kind() == ErrorKind::Io => Err(Stop::Broken),
-            Err(Err(e)) => self.allowed(e, &[]),
+            Err(Err(e)) => self.allowed(shard, e, &[]).map(|()| false),
         }
     }
 
@@ -409,7 +424,7 @@ impl Job {
         let thick = rng.one_in(6);
         let how =
             CreateClone { snapshot, name, uuid: Some(id), size: Some(size), thick, attributes: Default::default() };
-        self.born(id, self.store.clone_snapshot(shard, how).await.map(|_| ()))
+        self.born(shard, id, self.store.clone_snapshot(shard, how).await.map(|_| ()))
     }
 
     async fn delete(&self, shard: &Shard, rng: &mut Rng) -> Result<(), Stop> {
@@ -421,7 +436,7 @@ impl Job {
                 self.model.borrow_mut().remove(&id);
             }
             Err(e) => {
-                self.allowed(e, &[ErrorKind::Busy, ErrorKind::HasClones])?;
+                self.allowed(shard, e, &[ErrorKind::Busy, ErrorKind::HasClones])?;
                 self.set_fate(id, Fate::Stays);
             }
         }
@@ -440,7 +455,7 @@ impl Job {
         self.set_fate(id, Fate::MayHaveSize(size));
         let result = self.store.resize(shard, id, size).await;
         if let Err(e) = result {
-            self.allowed(e, &[ErrorKind::Busy])?;
+            self.allowed(shard, e, &[ErrorKind::Busy])?;
         } else if let Some(volume) = self.model.borrow_mut().get_mut(&id) {
             volume.resize(size);
         }
@@ -464,7 +479,7 @@ impl Job {
                 self.model.borrow_mut().insert(id, after);
             }
             Err(e) => {
-                self.allowed(e, &[ErrorKind::Busy, ErrorKind::Invalid, ErrorKind::NotFound])?;
+                self.allowed(shard, e, &[ErrorKind::Busy, ErrorKind::Invalid, ErrorKind::NotFound])?;
                 self.model.borrow_mut().insert(id, before);
             }
         }
@@ -481,7 +496,7 @@ impl Job {
         };
         match result {
             Ok(_) => Ok(()),
-            Err(e) => self.allowed(e, &[ErrorKind::Busy, ErrorKind::Invalid]),
+            Err(e) => self.allowed(shard, e, &[ErrorKind::Busy, ErrorKind::Invalid]),
         }
     }
 
@@ -495,7 +510,7 @@ impl Job {
         };
         match result {
             Ok(_) => Ok(()),
-            Err(e) => self.allowed(e, &[ErrorKind::Busy, ErrorKind::NotFound]),
+            Err(e) => self.allowed(shard, e, &[ErrorKind::Busy, ErrorKind::NotFound]),
         }
     }
 
@@ -505,7 +520,7 @@ impl Job {
         self.device.set_simulated_size(size.min(SIZE_MAX).max(self.device.size()));
         match self.store.grow(shard).await {
             Ok(_) => Ok(()),
-            Err(e) => self.allowed(e, &[]),
+            Err(e) => self.allowed(shard, e, &[]),
         }
     }
 }
