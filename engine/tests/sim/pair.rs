@@ -51,7 +51,7 @@ pub struct Tally {
     /// Pins that B was said not to need any more, and those taken away.
     pub needless: u64,
     pub unpinned: u64,
-    /// Snapshots that were deleted, and stayed because they were pinned.
+    /// How often the caretaker saw a snapshot that was deleted and stays because it is pinned.
     pub outlived: u64,
     pub cuts: [u64; 2],
     /// Clusters of B that could not be read when it was opened without A, and those that could.
