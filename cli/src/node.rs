@@ -126,9 +126,11 @@ pub async fn run(args: NodeArgs) -> Result<()> {
             let csi = serving.grpc()
                 .add_service(IdentityServer::new(IdentityService { alpha: false }))
                 .add_service(NodeServer::new(NodeService::new(node.clone(), serving.calls.clone(), args.node_name)));
-            let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf()).into_server();
+            let admin = AdminService::new(stores.clone(), node.exports_dir().to_path_buf());
+            // Of clones that were made by hand.
+            tokio::spawn(admin.near().clone().release(stores.clone()));
             serving.serve(csi, &endpoint)?;
-            serving.serve(serving.grpc().add_service(admin), &run_dir.path().join("admin.sock"))?;
+            serving.serve(serving.grpc().add_service(admin.into_server()), &run_dir.path().join("admin.sock"))?;
             serving.serve(serving.grpc().add_service(registrar), &Registrar::socket(&args.kubelet_dir, DRIVER_NAME))?;
             tokio::spawn(node.clone().heal());
             info!(endpoint = %endpoint.display(), "serving");

@@ -151,6 +151,7 @@ scenario_other_node_away() {
     kubectl get --raw "/api/v1/namespaces/$NAMESPACE/pods/$(agent_of 2):9808/proxy/metrics" >"$TIMES.metrics"
     at_least "degraded lvols" 1 "$(sum "$TIMES.metrics" coppice_lvols_degraded 'node="node2"')"
     "$HERE/enter.sh" kubectl coppice get volumes --namespace "$space" | grep -q Degraded || die "kubectl coppice does not say it"
+    "$HERE/enter.sh" kubectl coppice tree --namespace "$space" | grep -q 'from node1' || die "the tree does not say it"
     "$HERE/node.sh" on 1
     wait_for 150 "it to heal" condition_is False/AsExpected "$lvol" Degraded
     at_full_speed
@@ -165,6 +166,8 @@ scenario_other_node_away() {
 scenario other-node-pin "a node that still reads a snapshot is off: the snapshot, deleted meanwhile, is kept until it has all"
 scenario_other_node_pin() {
     local sum
+    # Of other volumes: as long as node2 is off it cannot say that it needs them no more.
+    wait_for 120 "node1 to have no pins" has_pins 1 0
     slowly
     trap 'node_back 2; at_full_speed' EXIT
     { pvc a 512Mi && pod a node=node1; } | apply

@@ -41,9 +41,7 @@ scenario_agent_killed() {
 # A container that starts again before its volume is mounted anew still has the dead mount, of which it can read what is in
 # memory, and a mere sync(2) tells nothing.
 revived() { # POD: whether it can write; if not, its container starts again
-    in_pod "$1" sh -c 'echo more | dd of=/data/new conv=fsync 2>/dev/null' && return
-    in_pod "$1" kill 1 || true # ends with it
-    return 1
+    in_pod "$1" sh -c 'echo more | dd of=/data/new conv=fsync 2>/dev/null || { kill 1; exit 1; }'
 }
 
 scenario container-restarted "after the agent was killed, a container that starts again in its pod has its data, and the pod ends"
