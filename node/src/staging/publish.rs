@@ -42,7 +42,9 @@ impl Node {
             false => self.stage_in_turn(id, staging, capability).await?,
         };
         let number = device::number(&device).ok();
-        match mountinfo::at(target)? {
+        let there = mountinfo::at(target)?;
+        let is_mounted = there.is_some();
+        match there {
             Some(there) if there.is_of(&device, number) => {
                 if there.read_only() != read_only && !is_block {
                     let how = if there.read_only() { "read-only" } else { "writable" };
@@ -71,7 +73,10 @@ impl Node {
             mount::make_file(target)?;
             mount::bind(&device, target, &options, false).await?;
         } else {
-            mount::make_dir(target)?;
+            // A file system that is dead does not even say what it is mounted on.
+            if !is_mounted {
+                mount::make_dir(target)?;
+            }
             mount::bind(staging, target, &options, read_only).await?;
         }
         info!(volume = id, target = %target.display(), read_only, "published");
