@@ -103,7 +103,9 @@ impl Node {
             }
             Owner::Other => {
                 let (at, of) = (at.display(), there.source.display());
-                Err(Error::Precondition(format!("{at} is a mount of {of}, not of the volume {id}")))
+                let has = device::loops()?.into_iter().find(|(path, _)| *path == there.source);
+                let has = has.map_or_else(String::new, |(_, file)| format!(" (which has {})", file.display()));
+                Err(Error::Precondition(format!("{at} is a mount of {of}{has}, not of the volume {id}")))
             }
         }
     }
