@@ -73,9 +73,10 @@ impl Node {
             mount::make_file(target)?;
             mount::bind(&device, target, &options, false).await?;
         } else {
-            // A file system that is dead does not even say what it is mounted on.
-            if !is_mounted {
-                mount::make_dir(target)?;
+            match mount::make_dir(target) {
+                // A file system that is dead does not even say what it is mounted on.
+                Err(Error::Host(_)) if is_mounted => {}
+                made => made?,
             }
             mount::bind(staging, target, &options, read_only).await?;
         }
