@@ -150,8 +150,8 @@ scenario_other_node_away() {
     same "its own data" "$own" "$(in_pod b sh -c 'dd if=/dev/volume bs=1M skip=300 count=8 iflag=direct 2>/dev/null | sha256sum')"
     kubectl get --raw "/api/v1/namespaces/$NAMESPACE/pods/$(agent_of 2):9808/proxy/metrics" >"$TIMES.metrics"
     at_least "degraded lvols" 1 "$(sum "$TIMES.metrics" coppice_lvols_degraded 'node="node2"')"
-    "$HERE/enter.sh" kubectl coppice get volumes --namespace "$space" | grep -q Degraded || die "kubectl coppice does not say it"
-    "$HERE/enter.sh" kubectl coppice tree --namespace "$space" | grep -q 'from node1' || die "the tree does not say it"
+    "$HERE/enter.sh" kubectl coppice get volumes --namespace "$SPACE" | grep -q Degraded || die "kubectl coppice does not say it"
+    "$HERE/enter.sh" kubectl coppice tree --namespace "$SPACE" | grep -q 'from node1' || die "the tree does not say it"
     "$HERE/node.sh" on 1
     wait_for 150 "it to heal" condition_is False/AsExpected "$lvol" Degraded
     at_full_speed
