@@ -4,6 +4,7 @@ use crate::error::Doing;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -24,6 +25,7 @@ pub struct Record {
 
 pub struct Records {
     dir: PathBuf,
+    putting: Mutex<()>,
 }
 
 impl Records {
@@ -36,14 +38,20 @@ impl Records {
                 std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
             }
         }
-        Ok(Records { dir: dir.to_path_buf() })
+        Ok(Records { dir: dir.to_path_buf(), putting: Mutex::default() })
     }
 
     fn path(&self, uuid: Uuid) -> PathBuf {
         self.dir.join(format!("{uuid}.json"))
     }
 
+    /// A device belongs to one record: it was free before, so whoever else is said to have it had it once. A successor that
+    /// found both would take one volume's users for the other's.
     pub fn put(&self, record: &Record) -> Result<()> {
+        let _one = self.putting.lock().unwrap_or_else(PoisonError::into_inner);
+        for other in self.all()?.iter().filter(|other| other.device == record.device && other.uuid != record.uuid) {
+            self.remove(other.uuid)?;
+        }
         let path = self.path(record.uuid);
         let new = path.with_extension("new");
         let text = serde_json::to_vec_pretty(record).map_err(|e| Error::Host(format!("attach record: {e}")))?;
@@ -110,6 +118,10 @@ mod tests {
         assert_eq!(records.get(record.uuid)?, Some(record.clone()));
         assert_eq!(records.all()?, std::slice::from_ref(&record));
         std::fs::write(records.path(Uuid::from_u128(6)), b"{")?;
+        let next = Record { uuid: Uuid::from_u128(7), ..record.clone() };
+        records.put(&next)?;
+        assert_eq!(records.all()?, std::slice::from_ref(&next), "who had the device before has it no more");
+        records.put(&record)?;
         assert_eq!(records.get(Uuid::from_u128(6))?, None);
         assert_eq!(records.all()?.len(), 1);
         std::fs::write(dir.path().join("attached/half.new"), b"{")?;
