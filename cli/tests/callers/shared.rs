@@ -49,8 +49,13 @@ pub async fn step(caller: &mut Caller) -> Result<()> {
         let action = caller.random.below(10);
         if recent.is_empty() || action < 2 {
             let number = caller.random.below(NAMES);
-            let answer = ask!(caller, ControllerClient, create_volume, request(number));
-            let id = answer.context("create a shared volume")?.volume.context("a volume")?.volume_id;
+            // Others grow it meanwhile, so the copies of a call may tell different sizes, but of one volume.
+            let create = move |channel| async move {
+                let answer = ControllerClient::new(channel).create_volume(request(number)).await?;
+                Ok(answer.map(|answer| answer.volume.map(|volume| volume.volume_id)))
+            };
+            let answer = caller.line.settle(&mut caller.random, "create_volume", create).await?;
+            let id = answer.context("create a shared volume")?.context("a volume")?;
             if let Ok(mut ids) = world.shared.lock()
                 && !ids.contains(&id)
             {
