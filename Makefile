@@ -22,7 +22,7 @@ demo: ## the whole life of a volume on this machine, through CSI (root)
 	@cargo build --quiet --release -p coppice
 	@"$${CARGO_TARGET_DIR:-target}/release/coppice" demo
 
-test: ## everything (root; under 40 minutes); STEPS="a b" runs only these, see scripts/test.sh --list
+test: ## everything (root; about 70 minutes on two cores); STEPS="a b" runs only these, see scripts/test.sh --list
 	@$(SETUP) build run test fuzz cluster conformance
 	@scripts/test.sh $(STEPS)
 

@@ -11,7 +11,7 @@ use super::steady::full;
 use anyhow::{Context, Result, bail};
 use coppice_engine::shard::block_on;
 use coppice_engine::{CreateExternalClone, OpenStore, Pin, Stores, external};
-use coppice_nbd::client::{Address, Endpoint, Resolving};
+use coppice_nbd::client::{Endpoint, fixed};
 use coppice_nbd::server::{Limits, Listener, Server};
 use coppice_nbd::tls::{Certificates, Pem};
 use coppice_node::remote::{Exports, Parents, Whereabouts};
@@ -114,11 +114,8 @@ impl<'a> Pair<'a> {
             Server::start(listener, Arc::new(Exports::new(served)), Limits::default())?
         };
 
-        let whereabouts: Whereabouts = Arc::new(move |_| {
-            Arc::new(move || -> Resolving {
-                Box::pin(async move { Ok(Endpoint { address: Address::Tcp(at), identity: Some(SOURCE.into()) }) })
-            })
-        });
+        let endpoint = Endpoint { identity: Some(SOURCE.into()), ..Endpoint::tcp(at) };
+        let whereabouts: Whereabouts = Arc::new(move |_| fixed(endpoint.clone()));
         let remote = Some((whereabouts, authority.certificates(&reader)?));
         let parents = Parents::new(Stores::default(), b.shard()?, BTreeMap::new(), remote, runtime.clone());
         let external = external::Access { resolver: Some(Arc::new(parents)), ..external::Access::default() };

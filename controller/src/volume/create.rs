@@ -125,21 +125,11 @@ impl Volumes {
     async fn create_empty(&self, request: &CreateVolume, pools: &[Pool], lvols: &[LvolInfo]) -> Result<Made> {
         let size = asked_size(request.range, 0)?;
         let mut candidates = candidates(request, pools)?;
-        // The emptiest first; a full one is no reason to give up while another has room.
+        // The emptiest first.
         candidates.sort_by_key(|pool| (std::cmp::Reverse(pool.open), std::cmp::Reverse(emptiness(pool))));
-        let mut refusal = Error::NoSpace("there is no lvstore".into());
-        let mut was_full = false;
+        let mut tries = Tries::default();
         for pool in candidates {
-            let Pool { name, largest, open, .. } = pool;
-            // That one is full is known, what one that is shut would say is not.
-            if !open && was_full {
-                continue;
-            }
-            if size > *largest && *open {
-                let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
-                if matches!(refusal, Error::NoSpace(_)) {
-                    refusal = Error::OutOfRange(message);
-                }
+            if !tries.is_worth_it(pool, size) {
                 continue;
             }
             let uuid = Uuid::new_v4();
@@ -155,15 +145,10 @@ impl Volumes {
                     let ours = lvol.uuid == uuid;
                     return Ok((lvol, ours));
                 }
-                Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
-                    warn!(lvstore = name, size, "no room: {e}");
-                    refusal = Error::Engine(e);
-                    was_full = true;
-                }
-                Err(e) => return Err(e),
+                Err(e) => tries.failed(pool, size, e)?,
             }
         }
-        Err(refusal)
+        Err(tries.refusal)
     }
 
     async fn create_from_snapshot(
@@ -204,48 +189,73 @@ impl Volumes {
         lvols: &[LvolInfo],
     ) -> Result<Made> {
         let size = check_clone(request, origin)?;
-        let mut refusal = Error::NoSpace("there is no lvstore".into());
-        let mut was_full = false;
+        let mut tries = Tries::default();
         for pool in places_of_clone(request, origin, pools, self.backend.clones_elsewhere())? {
-            let Pool { key, name, largest, open, .. } = pool;
-            // That one is full is known, what one that is shut would say is not.
-            if !open && was_full {
-                continue;
-            }
-            if size > *largest && *open {
-                let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
-                if matches!(refusal, Error::NoSpace(_)) {
-                    refusal = Error::OutOfRange(message);
-                }
+            if !tries.is_worth_it(pool, size) {
                 continue;
             }
             let uuid = Uuid::new_v4();
             let how = CreateClone {
                 snapshot: origin.uuid,
-                name: lvol_name(&request.name, uuid, key, lvols),
+                name: lvol_name(&request.name, uuid, &pool.key, lvols),
                 uuid: Some(uuid),
                 size: Some(size.max(origin.size)),
                 thick: request.parameters.thick,
                 attributes: volume_attributes(request, size, Some(source), &origin.attributes),
             };
-            let made = match *key == origin.lvstore {
+            let made = match pool.key == origin.lvstore {
                 true => self.backend.clone_lvol(source, how).await,
-                false => self.backend.clone_elsewhere(key, source, how).await,
+                false => self.backend.clone_elsewhere(&pool.key, source, how).await,
             };
             match made {
                 Ok(lvol) => {
                     let ours = lvol.uuid == uuid;
                     return Ok((lvol, ours));
                 }
-                Err(Error::Engine(e)) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
-                    warn!(lvstore = name, size, "no room: {e}");
-                    refusal = Error::Engine(e);
-                    was_full = true;
-                }
-                Err(e) => return Err(e),
+                Err(e) => tries.failed(pool, size, e)?,
             }
         }
-        Err(refusal)
+        Err(tries.refusal)
+    }
+}
+
+/// What one lvstore after the other has said.
+struct Tries {
+    /// The answer, if no other has room.
+    refusal: Error,
+    was_full: bool,
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Tries { refusal: Error::NoSpace("there is no lvstore".into()), was_full: false }
+    }
+}
+
+impl Tries {
+    fn is_worth_it(&mut self, Pool { name, largest, open, .. }: &Pool, size: u64) -> bool {
+        if !open {
+            // That one is full is known, what one that is shut would say is not.
+            return !self.was_full;
+        }
+        if size > *largest && matches!(self.refusal, Error::NoSpace(_)) {
+            let message = format!("a volume of {size} bytes is larger than the lvstore {name} ({largest} bytes)");
+            self.refusal = Error::OutOfRange(message);
+        }
+        size <= *largest
+    }
+
+    /// A full one is no reason to give up while another has room.
+    fn failed(&mut self, pool: &Pool, size: u64, error: Error) -> Result<()> {
+        match error {
+            Error::Engine(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::NoMetadataSpace) => {
+                warn!(lvstore = pool.name, size, "no room: {e}");
+                self.refusal = Error::Engine(e);
+                self.was_full = true;
+                Ok(())
+            }
+            error => Err(error),
+        }
     }
 }
 

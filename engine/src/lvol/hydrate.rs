@@ -10,7 +10,7 @@
 //! calls a hole is left out; what it does not answer for is an error, and the link stays. Clusters copied are in the map, so
 //! a pass that was cut off, by a crash too, goes on where it was.
 //!
-//! Space for all of it was set aside when the clone was made.
+//! Clusters for all of it were set aside when the clone was made; pages of metadata were not.
 //!
 //! Lvols take turns, a few at a time: one whose pass fails goes to the back and rests. Of those whose parent is away only a
 //! few at a time are tried, and one of each parent, so that they are in nobody's way; whoever's parent answers goes on.

@@ -254,7 +254,6 @@ impl Work {
                 attributes.extend(spec.source_file_system.iter().map(|fs| (attributes::FS.to_string(), fs.clone())));
                 attributes.extend(kept(&self.object));
                 let of = spec.outside().ok_or_else(|| VolumeError::Invalid("it does not say from where".into()))?;
-                attributes.insert(attributes::OUTSIDE.into(), format!("{},{},{}", of.snapshot, of.lvstore, of.node));
                 let how = CreateExternalClone {
                     parent: of.snapshot,
                     name,
@@ -349,7 +348,7 @@ impl Work {
         // A snapshot that clones read is hidden, and goes with the last of them.
         let deferred = spec.kind == Kind::Snapshot;
         if deferred {
-            self.agent.secure(&self.object).await?;
+            self.agent.secure(&[self.object.spec.lvol_uuid]).await?;
         }
         match self.agent.backend.delete(spec.lvol_uuid, deferred).await {
             Err(VolumeError::Engine(e)) if e.kind() == ErrorKind::NotFound => Ok(()),

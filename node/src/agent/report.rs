@@ -7,7 +7,7 @@ use super::memory::Note;
 use super::orphans;
 use coppice_engine::device::on_thread;
 use coppice_engine::{ErrorKind, Store};
-use coppice_kube_api::{Lvstore, LvstoreCondition, LvstoreReason, LvstoreStatus, Place, Tombstone};
+use coppice_kube_api::{Lvstore, LvstoreCondition, LvstoreReason, LvstoreStatus, Place};
 use kube::ResourceExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,7 +43,8 @@ impl Keeper {
             self.failures = 0;
         }
         let growth = self.patiently(Some(object), LvstoreReason::DeviceStalled, grow(object, &store)).await.err();
-        if self.secure(&new.tombstones).await {
+        let buried: Vec<_> = new.tombstones.iter().map(|tombstone| tombstone.lvol_uuid).collect();
+        if self.agent.secure(&buried).await.is_ok() {
             self.patiently(Some(object), LvstoreReason::DeviceStalled, bury(&store, &mut new)).await;
         }
         new.kept = orphans::kept(&store);
@@ -83,17 +84,6 @@ impl Keeper {
 
     /// The store has failed. It is opened again when nobody uses it: what was written and not acknowledged as durable is
     /// gone, and nobody may go on as if it were there.
-    /// Before lvols are removed: whoever is to read one has it pinned. False if that is not known.
-    async fn secure(&self, tombstones: &[Tombstone]) -> bool {
-        for tombstone in tombstones {
-            if let Err(e) = self.agent.pin_readers_of(tombstone.lvol_uuid).await {
-                warn!(lvol = %tombstone.lvol_uuid, "not removed yet: it is not known who reads it: {e}");
-                return false;
-            }
-        }
-        true
-    }
-
     async fn failing(
         &mut self,
         object: &Lvstore,

@@ -7,8 +7,9 @@ use super::identity::certifiable;
 use super::publish::Origin;
 use coppice_controller::volume::Error;
 use coppice_engine::{CreateExternalClone, ErrorKind, LvolInfo, Store};
-use coppice_kube_api::{EXTERNAL_PARENTS_MAX, Lvol, Outside};
+use coppice_kube_api::{EXTERNAL_PARENTS_MAX, Outside};
 use coppice_nbd::client::{Config, Remote, State};
+use coppice_proto::attributes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
@@ -61,6 +62,7 @@ impl Agent {
             return Err(unread(of, &why));
         }
         let origin = Origin { lvstore: of.lvstore, node: Some(of.node.to_string()) };
+        how.attributes.insert(attributes::OUTSIDE.into(), origin.to_attribute(of.snapshot));
         let _intent = self.intend(store.uuid(), of.snapshot, origin);
         self.publish(store).await.map_err(|e| Error::MayExist(format!("its Lvstore object cannot be written: {e}")))?;
         let parent_size = self.served(store, of, looking).await?;
@@ -155,14 +157,13 @@ impl Agent {
         }
     }
 
-    /// Before a snapshot is removed: whoever is to read it has it pinned.
-    pub async fn secure(&self, object: &Lvol) -> Result<(), Error> {
-        if self.outside.export.is_none() {
+    /// Before lvols are removed: whoever is to read one of them has it pinned.
+    pub async fn secure(&self, lvols: &[Uuid]) -> Result<(), Error> {
+        if self.outside.export.is_none() || lvols.is_empty() {
             return Ok(());
         }
-        let snapshot: Uuid = object.spec.lvol_uuid;
-        self.pin_readers_of(snapshot).await.map_err(|e| {
-            warn!(%snapshot, "not removed yet: {e}");
+        self.pin_readers_of(lvols).await.map_err(|e| {
+            warn!(?lvols, "not removed yet: {e}");
             Error::MayExist(format!("it is not known who reads it: {e}"))
         })
     }

@@ -11,9 +11,10 @@
 
 use super::super::Agent;
 use super::super::failure::{Failure, ask};
+use super::publish::Origin;
 use super::unread::Unread;
 use super::whereabouts::lvstores_of;
-use coppice_engine::{ErrorKind, Pin, Store};
+use coppice_engine::{ErrorKind, LvolInfo, Pin, Store};
 use coppice_kube_api::{Lvol, LvolCondition, Lvstore, SELECT_LVSTORE, SELECT_SOURCE_NODE};
 use futures_util::StreamExt;
 use kube::api::ListParams;
@@ -92,7 +93,7 @@ async fn release_all(agent: &Agent, unpin_after: Duration) {
     }
 }
 
-/// Unless it says that it does not read our snapshot any more.
+/// Unless it says that it does not read our snapshot any more. What is still to be made says nothing.
 fn may_depend(object: &Lvol) -> bool {
     let conditions = object.status.iter().flat_map(|status| &status.conditions);
     let mut over = conditions.filter(|c| c.type_ == LvolCondition::Dependent.as_str() && c.status == "False");
@@ -127,8 +128,7 @@ impl View {
     /// Whether nothing in the lvstore reads the snapshot or is about to.
     fn word(&self, snapshot: Uuid) -> Word {
         let of_it = |lvol: &&Lvol| lvol.spec.outside().is_some_and(|of| of.snapshot == snapshot);
-        let made = |lvol: &Lvol| lvol.status.as_ref().is_some_and(|status| status.created.is_some());
-        if self.lvols.iter().filter(of_it).any(|lvol| !made(lvol) || may_depend(lvol)) {
+        if self.lvols.iter().filter(of_it).any(may_depend) {
             return Word::Needed;
         }
         let names_nothing = |object: &Lvstore| {
@@ -167,49 +167,45 @@ impl Agent {
         let spec = &object.spec;
         let Some(of) = spec.outside().filter(|of| of.lvstore != spec.lvstore_uuid) else { return true };
         let Some(store) = self.store_with(of.snapshot) else { return false };
-        memory.free_since.remove(&(of.snapshot, spec.lvstore_uuid));
-        let pin = Pin { lvstore: spec.lvstore_uuid, reader: spec.node.clone() };
-        match store.pin(of.snapshot, pin).await {
-            Ok(_) => {
-                info!(snapshot = %of.snapshot, reader = spec.node, lvstore = %spec.lvstore_uuid, "pinned");
-                true
-            }
-            Err(e) => {
-                warn!(snapshot = %of.snapshot, reader = spec.node, "not pinned: {e}");
-                false
-            }
-        }
+        pin(&store, of.snapshot, Pin { lvstore: spec.lvstore_uuid, reader: spec.node.clone() }, memory).await
     }
 
-    /// Asks who is to read a snapshot, and pins it for those.
-    pub async fn pin_readers_of(&self, snapshot: Uuid) -> Result<(), Failure> {
+    /// Asks who is to read these snapshots, and pins them for those.
+    pub async fn pin_readers_of(&self, snapshots: &[Uuid]) -> Result<(), Failure> {
         let mut memory = self.outside.pinning.lock().await;
         let api: Api<Lvol> = Api::all(self.config.client.clone());
         let of_ours = ListParams::default().fields(&format!("{SELECT_SOURCE_NODE}={}", self.config.node));
         let readers = ask(api.list(&of_ours)).await?.items;
-        let reads =
-            |object: &&Lvol| object.spec.outside().is_some_and(|of| of.snapshot == snapshot) && may_depend(object);
-        for object in readers.iter().filter(reads) {
+        for object in readers.iter().filter(|object| may_depend(object)) {
+            let Some(of) = object.spec.outside().filter(|of| snapshots.contains(&of.snapshot)) else { continue };
             let leaving = object.metadata.deletion_timestamp.is_some();
-            if !leaving && !self.pin(object, &mut memory).await && self.store_with(snapshot).is_some() {
+            if !leaving && !self.pin(object, &mut memory).await && self.store_with(of.snapshot).is_some() {
                 return Err(Failure::Unsaid(format!("{} is to read it, and it cannot be pinned", object.name_any())));
             }
         }
         Ok(())
     }
 
+    /// Our snapshots that have pins.
+    fn pinned(&self) -> Vec<(Store, LvolInfo)> {
+        let stores = self.config.stores.all();
+        let of = |store: &Store| {
+            let lvols = store.lvstore().lvols().into_iter().filter(|lvol| !lvol.pins.is_empty());
+            lvols.map(|lvol| (store.clone(), lvol)).collect::<Vec<_>>()
+        };
+        stores.iter().flat_map(of).collect()
+    }
+
     /// Pins for the stores whose objects name a snapshot of ours, as far as that lets nobody read what it may not read already:
     /// for another store of a node that has a pin, and on another node for a store that a person has moved there.
     async fn pin_named(&self) -> Result<(), Failure> {
-        let stores = self.config.stores.all();
-        let pinned =
-            || stores.iter().flat_map(|store| store.lvstore().lvols().into_iter().map(move |lvol| (store, lvol)));
-        if pinned().all(|(_, lvol)| lvol.pins.is_empty()) {
+        let pinned = self.pinned();
+        if pinned.is_empty() {
             return Ok(());
         }
         let api: Api<Lvstore> = Api::all(self.config.client.clone());
         let objects = ask(api.list(&ListParams::default())).await?.items;
-        for (store, lvol) in pinned().filter(|(_, lvol)| !lvol.pins.is_empty()) {
+        for (store, lvol) in &pinned {
             for object in &objects {
                 let status = object.status.clone().unwrap_or_default();
                 let Some(lvstore) = status.uuid.filter(|uuid| *uuid != store.uuid()) else { continue };
@@ -222,11 +218,8 @@ impl Agent {
                 if !named || !may {
                     continue;
                 }
-                let _memory = self.outside.pinning.lock().await;
-                match store.pin(lvol.uuid, Pin { lvstore, reader: node.clone() }).await {
-                    Ok(_) => info!(snapshot = %lvol.uuid, reader = node, %lvstore, "pinned: its object names it"),
-                    Err(e) => warn!(snapshot = %lvol.uuid, reader = node, %lvstore, "not pinned: {e}"),
-                }
+                let mut memory = self.outside.pinning.lock().await;
+                pin(store, lvol.uuid, Pin { lvstore, reader: node.clone() }, &mut memory).await;
             }
         }
         Ok(())
@@ -238,17 +231,15 @@ impl Agent {
         let mut waits = false;
         let mut views: HashMap<(Uuid, String), View> = HashMap::new();
         let mut there = HashSet::new();
-        for store in self.config.stores.all().iter() {
-            for lvol in store.lvstore().lvols().iter().filter(|lvol| !lvol.pins.is_empty()) {
-                // Others, by hand, name readers that are no nodes; those pins are theirs.
-                for pin in lvol.pins.iter().filter(|pin| is_node(&pin.reader)) {
-                    there.insert((lvol.uuid, pin.lvstore));
-                    let view = match views.entry((pin.lvstore, pin.reader.clone())) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(new) => new.insert(View::of(self, pin).await?),
-                    };
-                    waits |= self.release_one(store, lvol.uuid, pin, view).await?;
-                }
+        for (store, lvol) in &self.pinned() {
+            // Others, by hand, name readers that are no nodes; those pins are theirs.
+            for pin in lvol.pins.iter().filter(|pin| is_node(&pin.reader)) {
+                there.insert((lvol.uuid, pin.lvstore));
+                let view = match views.entry((pin.lvstore, pin.reader.clone())) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => new.insert(View::of(self, pin).await?),
+                };
+                waits |= self.release_one(store, lvol.uuid, pin, view).await?;
             }
         }
         let mut memory = self.outside.pinning.lock().await;
@@ -274,7 +265,7 @@ impl Agent {
             }
         }
         // It may take long to find out that nobody answers, and others are pinned meanwhile.
-        if let Err(why) = self.unread(&view.objects, snapshot, pin).await {
+        if let Err(why) = self.unread(snapshot, pin).await {
             if self.outside.pinning.lock().await.waits.insert(key) {
                 info!(%snapshot, lvstore = %pin.lvstore, reader = pin.reader, "its pin waits for the reader's word: {why}");
             }
@@ -284,10 +275,9 @@ impl Agent {
         let mut memory = self.outside.pinning.lock().await;
         let _shut = self.outside.gate.shut(snapshot, &pin.reader);
         self.close(snapshot, &pin.reader);
-        let view = View::of(self, pin).await?;
+        let word = View::of(self, pin).await?.word(snapshot);
         let pinned_anew = !memory.free_since.contains_key(&key);
-        if pinned_anew || view.word(snapshot) != Word::Free || self.unread(&view.objects, snapshot, pin).await.is_err()
-        {
+        if pinned_anew || word != Word::Free || self.unread(snapshot, pin).await.is_err() {
             memory.free_since.remove(&key);
             return Ok(true);
         }
@@ -306,16 +296,15 @@ impl Agent {
     }
 
     /// The lvstore's own word that none of its lvols reads the snapshot or is about to. An error says why it is not known.
-    async fn unread(&self, objects: &[Lvstore], snapshot: Uuid, pin: &Pin) -> Result<(), String> {
+    async fn unread(&self, snapshot: Uuid, pin: &Pin) -> Result<(), String> {
         let what = Unread { lvstore: pin.lvstore, snapshot };
         if self.config.stores.get(pin.lvstore).is_some() {
             return self.outside.readers(&self.config.stores).answer(what);
         }
-        let at = objects.iter().find_map(|object| object.status.as_ref()?.export_endpoint.clone());
-        let at = at.ok_or("its Lvstore object says no address")?;
-        let address = at.parse().map_err(|_| format!("{at:?} is no address"))?;
+        let at = Origin { lvstore: pin.lvstore, node: Some(pin.reader.clone()) };
+        let endpoint = self.ask_where(&at).await.map_err(|e| e.to_string())??;
         let certificates = self.outside.certificates.clone().ok_or("this node has no certificate")?;
-        what.ask(address, pin.reader.clone(), certificates).await
+        what.ask(endpoint, certificates).await
     }
 
     /// Ends what the reader has open of the snapshot.
@@ -326,6 +315,22 @@ impl Agent {
             Uuid::parse_str(&connection.export) == Ok(snapshot)
                 && connection.identity == Identity::Certified(reader.to_string())
         });
+    }
+}
+
+/// True if the snapshot is pinned now. Whoever asks for a pin needs it.
+async fn pin(store: &Store, snapshot: Uuid, pin: Pin, memory: &mut Memory) -> bool {
+    let Pin { lvstore, reader } = pin.clone();
+    memory.free_since.remove(&(snapshot, lvstore));
+    match store.pin(snapshot, pin).await {
+        Ok(_) => {
+            info!(%snapshot, reader, %lvstore, "pinned");
+            true
+        }
+        Err(e) => {
+            warn!(%snapshot, reader, %lvstore, "not pinned: {e}");
+            false
+        }
     }
 }
 

@@ -26,8 +26,13 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// From the attribute `OUTSIDE`, if it is about this snapshot.
-    fn parse(text: &str, snapshot: Uuid) -> Option<Origin> {
+    /// The attribute `OUTSIDE` of a lvol that reads the snapshot.
+    pub fn to_attribute(&self, snapshot: Uuid) -> String {
+        format!("{snapshot},{},{}", self.lvstore, self.node.as_deref().unwrap_or_default())
+    }
+
+    /// From that, if it is about this snapshot.
+    fn of_attribute(text: &str, snapshot: Uuid) -> Option<Origin> {
         let mut parts = text.splitn(3, ',');
         let of = Uuid::parse_str(parts.next()?).ok()?;
         let lvstore = Uuid::parse_str(parts.next()?).ok()?;
@@ -89,7 +94,7 @@ impl Agent {
     fn origin_at_rest(&self, snapshot: Uuid) -> Option<Origin> {
         let stores = self.config.stores.all();
         let mut lvols = stores.iter().flat_map(|store| store.lvstore().lvols());
-        lvols.find_map(|lvol| Origin::parse(lvol.attributes.get(attributes::OUTSIDE)?, snapshot))
+        lvols.find_map(|lvol| Origin::of_attribute(lvol.attributes.get(attributes::OUTSIDE)?, snapshot))
     }
 
     /// What the object of the store has to say now. `old`: what it says.

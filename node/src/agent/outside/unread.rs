@@ -8,10 +8,9 @@ use crate::agent::lock;
 use async_trait::async_trait;
 use bytes::Bytes;
 use coppice_engine::Stores;
-use coppice_nbd::client::{Address, Config, Endpoint, Remote, Resolving};
+use coppice_nbd::client::{Config, Endpoint, Remote, fixed};
 use coppice_nbd::server::{Source, SourceError};
 use coppice_nbd::tls::Certificates;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -39,13 +38,9 @@ impl Unread {
         Some(Unread { lvstore: Uuid::parse_str(lvstore).ok()?, snapshot: Uuid::parse_str(snapshot).ok()? })
     }
 
-    /// Asks the node `reader`, which has to prove that it is that.
-    pub async fn ask(&self, at: SocketAddr, reader: String, certificates: Certificates) -> Result<(), String> {
-        let resolver = Arc::new(move || -> Resolving {
-            let reader = reader.clone();
-            Box::pin(async move { Ok(Endpoint { address: Address::Tcp(at), identity: Some(reader) }) })
-        });
-        let config = Config { tls: Some(certificates), connections: 1, ..Config::new(self.name(), resolver) };
+    /// Asks the node that has the lvstore, which has to prove that it is that.
+    pub async fn ask(&self, at: Endpoint, certificates: Certificates) -> Result<(), String> {
+        let config = Config { tls: Some(certificates), connections: 1, ..Config::new(self.name(), fixed(at)) };
         let remote = Remote::new(config, &tokio::runtime::Handle::current());
         remote.read_by(0, BYTES, Instant::now() + ANSWER_MAX).await.map(drop).map_err(|e| e.to_string())
     }

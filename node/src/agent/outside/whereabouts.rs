@@ -139,7 +139,10 @@ impl Agent {
     }
 
     /// What the API server says of it; an error if it says nothing.
-    async fn ask_where(&self, Origin { lvstore, node }: &Origin) -> Result<Result<Endpoint, String>, Failure> {
+    pub(super) async fn ask_where(
+        &self,
+        Origin { lvstore, node }: &Origin,
+    ) -> Result<Result<Endpoint, String>, Failure> {
         let api: Api<Lvstore> = Api::all(self.config.client.clone());
         let mut found = lvstores_of(&api, *lvstore, node.as_deref()).await?;
         if !served(&found).is_some_and(|(ready, ..)| ready) && node.is_some() {
